@@ -1,0 +1,59 @@
+"""medfm: foundation models for medical imaging.
+
+Importing this package imports no torch; the names below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load_image": "medfm.io.load",
+    "load_model": "medfm.weights.load",
+    "read_manifest": "medfm.data.manifest",
+    "ZeroShotClassifier": "medfm.evaluation.zero_shot",
+    "MedfmError": "medfm.errors",
+    "Image": "medfm.types",
+    "pretrain": "medfm.api",
+    "index": "medfm.api",
+    "phantom": "medfm.api",
+    "evaluate": "medfm.api",
+    "embed": "medfm.api",
+}
+
+if TYPE_CHECKING:
+    from medfm.api import embed, evaluate, index, phantom, pretrain
+    from medfm.data.manifest import read_manifest
+    from medfm.errors import MedfmError
+    from medfm.evaluation.zero_shot import ZeroShotClassifier
+    from medfm.io.load import load_image
+    from medfm.types import Image
+    from medfm.weights.load import load_model
+
+__all__ = [
+    "Image",
+    "MedfmError",
+    "ZeroShotClassifier",
+    "__version__",
+    "embed",
+    "evaluate",
+    "index",
+    "load_image",
+    "load_model",
+    "phantom",
+    "pretrain",
+    "read_manifest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'medfm' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,120 @@
+"""Python twins of the verbs: `medfm.pretrain("chest_xray", {"trainer.devices": 8})` is `medfm pretrain recipe=chest_xray ...`.
+
+The same recipes, the same resolution, the same errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medfm.errors import ConfigError
+from medfm.registry import suggest
+
+if TYPE_CHECKING:
+    from medfm.config.resolve import Resolved
+
+
+def resolve_verb(verb: str, recipe: str | None, overrides: Mapping[str, Any]) -> Resolved[Any]:
+    """The validated configuration of a verb. Raises ConfigError with every problem at once."""
+    from medfm.config.describe import schema_of
+    from medfm.config.resolve import resolve
+    from medfm.config.verbs import VERBS
+
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb '{verb}'{suggest(verb, VERBS) or '; known: ' + ', '.join(VERBS)}")
+    return resolve(schema_of(VERBS[verb]), verb, recipe, overrides)
+
+
+def call(verb: str, recipe: str | None, overrides: Mapping[str, Any], quiet: bool = True) -> Any:
+    """Resolve and run a verb. `quiet` suppresses tables and progress on the terminal."""
+    from medfm.config.verbs import VERBS
+
+    resolved = resolve_verb(verb, recipe, overrides)
+    module, _, attribute = VERBS[verb].run.partition(":")
+    return getattr(import_module(module), attribute)(resolved.config, quiet)
+
+
+def pretrain(recipe: str, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Pre-train by a recipe. Returns the run folder, which holds `model.safetensors`."""
+    return call("pretrain", recipe, overrides or {})  # type: ignore[no-any-return]
+
+
+def index(overrides: Mapping[str, Any]) -> Any:
+    """Build a manifest. Returns the report of what was accepted and rejected."""
+    return call("index", None, overrides)
+
+
+def phantom(overrides: Mapping[str, Any]) -> Path:
+    """Generate a phantom data set. Returns its folder."""
+    return call("phantom", None, overrides)  # type: ignore[no-any-return]
+
+
+def evaluate(task: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Score a model on `task` ("zero_shot", "retrieval"). Returns the result that `result.json` holds."""
+    return call(f"evaluate {task}", None, overrides)  # type: ignore[no-any-return]
+
+
+def embed(overrides: Mapping[str, Any]) -> Path:
+    """Write image features. Returns the file."""
+    return call("embed", None, overrides)  # type: ignore[no-any-return]
+
+
+def _print(*renderables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def run_phantom(config: Any, quiet: bool) -> Path:
+    from medfm.data.phantom.generate import generate
+
+    folder = generate(**config.model_dump(), progress=not quiet)
+    if not quiet:
+        _print(f"{folder}: {config.n} {config.kind} studies; reports in {folder / 'reports.csv'}")
+    return folder
+
+
+def run_index(config: Any, quiet: bool) -> Any:
+    from medfm.data.index import index as build
+    from medfm.data.index import render
+
+    report = build(config, progress=not quiet)
+    if not quiet:
+        _print(render(report))
+    return report
+
+
+def run_pretrain(config: Any, quiet: bool) -> Path:
+    from medfm.training.pretrain import pretrain as train
+
+    return train(config, progress=not quiet)
+
+
+def run_evaluate(config: Any, quiet: bool) -> dict[str, Any]:
+    from medfm.evaluation.config import ZeroShotConfig
+
+    if isinstance(config, ZeroShotConfig):
+        from medfm.evaluation import zero_shot
+
+        result, table = zero_shot.run_zero_shot(config, progress=not quiet), zero_shot.render
+    else:
+        from medfm.evaluation import retrieval
+
+        result, table = retrieval.run_retrieval(config, progress=not quiet), retrieval.render
+    if not quiet:
+        _print(table(result))
+    return result
+
+
+def run_embed(config: Any, quiet: bool) -> Path:
+    from medfm.evaluation.embed import run_embed as write
+
+    path = write(config, progress=not quiet)
+    if not quiet:
+        _print(f"features in {path}")
+    return path

@@ -1,0 +1,1 @@
+"""Recipes: found, merged, validated, before anything heavy is imported."""

@@ -1,0 +1,63 @@
+"""`medfm <verb> --help`: every key of a schema with its type, default and meaning."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from medfm.config.overrides import child_model
+from medfm.config.problems import show
+from medfm.config.recipes import list_recipes
+from medfm.config.verbs import Verb
+from medfm.registry import ComponentField, Config
+
+
+def schema_of(verb: Verb) -> type[Config]:
+    """The verb's Config class."""
+    module, _, attribute = verb.schema.partition(":")
+    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def describe(verb: Verb) -> str:
+    """The text of `medfm <verb> --help`."""
+    lines = [f"medfm {verb.name}: {verb.help}", "", f"  {verb.example}", ""]
+    if verb.recipes:
+        names = ", ".join(sorted(r.name for r in list_recipes(verb.name)))
+        lines += [f"  recipe=NAME or recipe=FILE.yaml; known: {names}", ""]
+    rows = _rows(schema_of(verb), "")
+    width = max(len(name) for name, _, _ in rows)
+    defaults = min(max(len(default) for _, default, _ in rows), 28)
+    return "\n".join(lines + [f"  {name:<{width}}  {default:<{defaults}}  {text}".rstrip() for name, default, text in rows])
+
+
+def _rows(model: type[Config], prefix: str) -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for name, info in model.model_fields.items():
+        if name == "name" and prefix:
+            continue
+        marks = [m for m in info.metadata if isinstance(m, ComponentField)]
+        inner = child_model(model, name, info.default if isinstance(info.default, str) else {})
+        if marks:
+            rows.append((prefix + name, str(info.default), f"{marks[0].registry.kind}: {', '.join(marks[0].registry.names())}"))
+        if inner is not None:
+            rows += _rows(inner, f"{prefix}{name}.")
+        elif not marks:
+            rows.append((prefix + name, _default(info), info.description or _kind(info.annotation)))
+    return rows
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default is PydanticUndefined:
+        return "" if info.default_factory else "required"
+    if info.default is None:
+        return "-"
+    return show(list(info.default) if isinstance(info.default, tuple) else info.default).strip("'")
+
+
+def _kind(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"(typing\.|pathlib\.|, MustExist object at \w+|<medfm[^>]*>)", "", text)

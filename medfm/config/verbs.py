@@ -1,0 +1,70 @@
+"""The verbs: name -> schema and function, as texts, so that `medfm --help` imports neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line and of `medfm.api`.
+
+    `schema` and `run` are "module:attribute"; `run` takes the validated config. `recipes`: the verb is driven by a recipe.
+    """
+
+    name: str
+    help: str
+    schema: str
+    run: str
+    example: str
+    recipes: bool = False
+
+
+VERBS = {
+    v.name: v
+    for v in (
+        Verb(
+            "phantom",
+            "generate radiographs or CTs with known answers",
+            "medfm.data.phantom.config:PhantomConfig",
+            "medfm.api:run_phantom",
+            "medfm phantom kind=chest_xray n=2000 seed=0 out=phantom",
+        ),
+        Verb(
+            "index",
+            "find images, join reports, split by patient -> manifest",
+            "medfm.data.index_config:IndexConfig",
+            "medfm.api:run_index",
+            "medfm index images=DIR reports=FILE.csv out=manifest.parquet",
+        ),
+        Verb(
+            "pretrain",
+            "train encoders by a recipe",
+            "medfm.training.config:PretrainConfig",
+            "medfm.api:run_pretrain",
+            "medfm pretrain recipe=chest_xray data.manifest=manifest.parquet trainer.devices=8",
+            recipes=True,
+        ),
+        Verb(
+            "evaluate zero_shot",
+            "score findings by prompts, with confidence intervals and a page",
+            "medfm.evaluation.config:ZeroShotConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate zero_shot model=runs/chest_xray data.manifest=manifest.parquet prompts=chexpert",
+        ),
+        Verb(
+            "evaluate retrieval",
+            "image to report and back: R@1, R@5, R@10",
+            "medfm.evaluation.config:RetrievalConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate retrieval model=runs/chest_xray data.manifest=manifest.parquet",
+        ),
+        Verb(
+            "embed",
+            "features of a file, a folder or a manifest",
+            "medfm.evaluation.config:EmbedConfig",
+            "medfm.api:run_embed",
+            "medfm embed model=runs/chest_xray input=DIR out=features.parquet",
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Evaluation: zero-shot, retrieval, statistics, the evaluation card."""

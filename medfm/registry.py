@@ -1,0 +1,120 @@
+"""Names in recipes -> configuration classes and implementations, imported on demand.
+
+A component's Config (light, no torch) is registered in its room's `config.py`, together with the "module:Class" that
+implements it; that module is imported only when the component is built. A plugin registers in the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from medfm.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are errors, values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=())
+
+
+class MustExist:
+    """Marks a path that is read: the resolver reports it where it does not exist."""
+
+
+InputPath = Annotated[Path, MustExist()]
+
+
+class ComponentConfig(Config):
+    """A Config chosen by `name` in a recipe: `objective: contrastive` or `objective: {name: contrastive, ...}`."""
+
+    registered_name: ClassVar[str] = ""
+    name: str = ""
+
+
+C = TypeVar("C", bound=type[ComponentConfig])
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """' did you mean 'x'?' for the nearest known word, or ''. Used for every look-up by name."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+class Registry:
+    """Components of one kind, for example all objectives."""
+
+    def __init__(self, kind: str, configs: str) -> None:
+        """`configs` is the module whose import registers medfm's own components."""
+        self.kind = kind
+        self._configs = configs
+        self._entries: dict[str, tuple[type[ComponentConfig], str]] = {}
+
+    def register(self, name: str, target: str) -> Callable[[C], C]:
+        """Class decorator: the decorated Config is built by `target`, a "module:Class" called as `Class(config, **parts)`."""
+
+        def add(config: C) -> C:
+            known = self._entries.get(name)
+            if known is not None and known[0] is not config:
+                raise ConfigError(f"the {self.kind} '{name}' is registered twice: {known[1]} and {target}")
+            config.registered_name = name
+            self._entries[name] = (config, target)
+            return config
+
+        return add
+
+    def names(self) -> list[str]:
+        import_module(self._configs)
+        return sorted(self._entries)
+
+    def config_class(self, name: str) -> type[ComponentConfig]:
+        """Raises ConfigError with the nearest name where `name` is unknown."""
+        known = self.names()
+        if name not in self._entries:
+            hint = suggest(name, known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown {self.kind} '{name}'{hint}")
+        return self._entries[name][0]
+
+    def build(self, config: ComponentConfig, **parts: Any) -> Any:
+        """The component that `config` describes."""
+        self.config_class(config.name)
+        module, _, attribute = self._entries[config.name][1].partition(":")
+        return getattr(import_module(module), attribute)(config, **parts)
+
+    def parse(self, value: Any) -> Any:
+        """A Config from a name, a mapping with `name`, or a Config. For use in pydantic fields."""
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict):
+            return value
+        try:
+            return self.config_class(str(value.get("name", ""))).model_validate(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        except ValidationError as error:
+            # A pydantic validator may not raise a ValidationError of another model with its paths kept.
+            detail = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"{self.kind} '{value.get('name')}': {detail}") from None
+
+
+class ComponentField:
+    """Marks a pydantic field as a component, so that the resolver can report its problems under their own path."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+
+def component(registry: Registry) -> Any:
+    """Annotated type for a field that holds a component of `registry`."""
+    return Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(registry.parse), ComponentField(registry)]
+
+
+ENCODERS = Registry("encoder", "medfm.encoders.config")
+TEXT_ENCODERS = Registry("text encoder", "medfm.encoders.config")
+TOKENIZERS = Registry("tokenizer", "medfm.text.config")
+OBJECTIVES = Registry("objective", "medfm.objectives.config")
