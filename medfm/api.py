@@ -39,7 +39,7 @@ def call(verb: str, recipe: str | None, overrides: Mapping[str, Any], quiet: boo
 
 def pretrain(recipe: str, overrides: Mapping[str, Any] | None = None) -> Path:
     """Pre-train by a recipe. Returns the run folder, which holds `model.safetensors`."""
-    return call("pretrain", recipe, overrides or {})  # type: ignore[no-any-return]
+    return call("pretrain", recipe, overrides or {})
 
 
 def index(overrides: Mapping[str, Any]) -> Any:
@@ -49,17 +49,17 @@ def index(overrides: Mapping[str, Any]) -> Any:
 
 def phantom(overrides: Mapping[str, Any]) -> Path:
     """Generate a phantom data set. Returns its folder."""
-    return call("phantom", None, overrides)  # type: ignore[no-any-return]
+    return call("phantom", None, overrides)
 
 
 def evaluate(task: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Score a model on `task` ("zero_shot", "retrieval"). Returns the result that `result.json` holds."""
-    return call(f"evaluate {task}", None, overrides)  # type: ignore[no-any-return]
+    return call(f"evaluate {task}", None, overrides)
 
 
 def embed(overrides: Mapping[str, Any]) -> Path:
     """Write image features. Returns the file."""
-    return call("embed", None, overrides)  # type: ignore[no-any-return]
+    return call("embed", None, overrides)
 
 
 def _print(*renderables: Any) -> None:

@@ -20,7 +20,9 @@ from medfm.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration: unknown keys are errors, values cannot be changed after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
 
 
 class MustExist:

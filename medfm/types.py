@@ -38,8 +38,8 @@ class Image:
     """An image or volume with its place in space.
 
     Attributes:
-        array: values indexed (i, j, k), then time or colour last where there is one. A plain film is (columns, rows, 1). Values are
-            physical: after the modality LUT or rescale, before any VOI window and before any inversion.
+        array: values indexed (i, j, k), then time or colour last where there is one. A plain film is (columns, rows, 1).
+            Values are physical: after the modality LUT or rescale, before any VOI window and before any inversion.
         affine: (4, 4) float64, voxel index to millimetres in RAS+.
         modality: DICOM code ("CR", "DX", "CT", "MR", "US", ...), "OT" where unknown.
         intensity_units: "HU" for CT, "display" for 8-bit pictures, "arbitrary" where the file says nothing.

@@ -19,7 +19,7 @@ from medfm.registry import ComponentField, Config
 def schema_of(verb: Verb) -> type[Config]:
     """The verb's Config class."""
     module, _, attribute = verb.schema.partition(":")
-    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+    return getattr(import_module(module), attribute)
 
 
 def describe(verb: Verb) -> str:

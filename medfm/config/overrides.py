@@ -14,15 +14,19 @@ Tree = dict[str, Any]
 def parse_value(text: str) -> Any:
     """The value of one override: YAML as OmegaConf reads it (1e-4 is a number), otherwise the text itself."""
     import yaml
-    from omegaconf._utils import get_yaml_loader
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        value = yaml.load(text, Loader=get_yaml_loader())
-    except yaml.YAMLError:
+        tree = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException):
         return text
+    value = tree["value"] if isinstance(tree, dict) and set(tree) == {"value"} else text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text
-    return value if value is None or isinstance(value, bool | int | float | str | list | dict) else text
+    if isinstance(value, str):
+        return value if text[:1] in "'\"" else text  # a text keeps its '#'
+    return value if value is None or isinstance(value, bool | int | float | list | dict) else text
 
 
 def parse_words(words: Iterable[str]) -> dict[str, Any]:
@@ -91,7 +95,11 @@ def merge(base: Tree, over: Mapping[str, Any], model: type[Config] | None) -> Tr
             value = {"name": value} if isinstance(value, str) else value
             old = {"name": old} if isinstance(old, str) else old
             if isinstance(value, Mapping):
-                before = old.get("name", default_component(model, key)) if isinstance(old, Mapping) else default_component(model, key)
+                before = (
+                    old.get("name", default_component(model, key))
+                    if isinstance(old, Mapping)
+                    else default_component(model, key)
+                )
                 name = value.get("name", before)
                 value = {"name": name, **value}
                 if name != before:

@@ -77,8 +77,14 @@ def unknown_key(path: str, model: type[Config], root: type[Config]) -> str:
     if near:
         return f"unknown key; did you mean '{f'{parent}.' if parent else ''}{near[0]}'?"
     everywhere = leaves(root)
-    elsewhere = [n for n in everywhere if n.rpartition(".")[2] == key] or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.75)
-    return f"unknown key; did you mean '{elsewhere[0]}'?" if elsewhere else f"unknown key; known here: {', '.join(model.model_fields)}"
+    if path in everywhere:  # a key of the default component, where another one was chosen
+        return f"unknown key here; known: {', '.join(model.model_fields)}"
+    elsewhere = [n for n in everywhere if n.rpartition(".")[2] == key] or difflib.get_close_matches(
+        path, everywhere, n=1, cutoff=0.75
+    )
+    return (
+        f"unknown key; did you mean '{elsewhere[0]}'?" if elsewhere else f"unknown key; known: {', '.join(model.model_fields)}"
+    )
 
 
 def explain(errors: list[Mapping[str, Any]], model: type[Config], root: type[Config], prefix: str) -> list[Problem]:

@@ -64,7 +64,9 @@ def find_recipe(name: str, verb: str, relative_to: Path | None = None) -> Path:
     hits = [r for r in known if r.name == name]
     if len(hits) > 1:
         where = " and ".join(f"{r.path} ({r.place})" for r in hits)
-        raise ConfigError(f"recipe '{name}' exists more than once: {where}; give the path of the one you mean, e.g. recipe={hits[0].path}")
+        raise ConfigError(
+            f"recipe '{name}' exists more than once: {where}; give the path of the one you mean, e.g. recipe={hits[0].path}"
+        )
     if not hits:
         names = sorted(r.name for r in known)
         hint = suggest(name, names) or f"; known: {', '.join(names) or 'none'}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from medfm.config.overrides import Tree, child_model, default_component, merge, nest
 from medfm.config.problems import Problem, explain, report
@@ -51,8 +52,6 @@ def resolve(model: type[M], verb: str, recipe: str | None = None, overrides: Map
     tree = nest(overrides, model, tree)
     tree = _interpolate(tree, title)
     problems, config = _validate(tree, model)
-    if config is not None:
-        problems += _missing_files(config)
     if problems:
         placed = [Problem(p.path, p.message, _where(p.path, layers, overrides)) for p in problems]
         raise ConfigError(report(placed, title))
@@ -167,7 +166,9 @@ def _interpolate(tree: Tree, title: str) -> Tree:
     return {str(k): v for k, v in resolved.items()}
 
 
-def _validate(tree: Mapping[str, Any], model: type[M], root: type[Config] | None = None, prefix: str = "") -> tuple[list[Problem], M | None]:
+def _validate(
+    tree: Mapping[str, Any], model: type[M], root: type[Config] | None = None, prefix: str = ""
+) -> tuple[list[Problem], M | None]:
     """Components first, each by its own schema, so that every problem keeps its own path; then the whole."""
     root = root or model
     problems: list[Problem] = []
@@ -179,6 +180,8 @@ def _validate(tree: Mapping[str, Any], model: type[M], root: type[Config] | None
             values[key] = default_component(model, key)
         if key not in values:
             continue
+        if _missing_file(values[key], info):
+            problems.append(Problem(path, f"'{values[key]}' does not exist"))
         if marks:
             value = {"name": values[key]} if isinstance(values[key], str) else values[key]
             if not isinstance(value, dict):
@@ -205,23 +208,23 @@ def _validate(tree: Mapping[str, Any], model: type[M], root: type[Config] | None
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        own = explain(list(error.errors()), model, root, prefix)  # type: ignore[arg-type]
+        own = explain(list(error.errors()), model, root, prefix)
         # A section left out above because of its own problems is not "missing" as well.
         problems += [p for p in own if not any(r == p.path or r.startswith(f"{p.path}.") for r in reported)]
         config = None
     return problems, config if not problems else None
 
 
-def _missing_files(config: Config, prefix: str = "") -> list[Problem]:
-    problems = []
-    for key, info in type(config).model_fields.items():
-        value = getattr(config, key)
-        path = f"{prefix}{key}"
-        if isinstance(value, Config):
-            problems += _missing_files(value, f"{path}.")
-        elif isinstance(value, Path) and _must_exist(info.annotation, info.metadata) and not value.exists():
-            problems.append(Problem(path, f"'{value}' does not exist"))
-    return problems
+def _missing_file(value: Any, info: FieldInfo) -> bool:
+    """Whether `value` names a file to be read that is not there."""
+    if not isinstance(value, str | Path) or not _must_exist(info.annotation, info.metadata):
+        return False
+    return not Path(value).exists() and str(value) not in _literals(info.annotation)
+
+
+def _literals(annotation: Any) -> set[str]:
+    parts = getattr(annotation, "__args__", ())
+    return {p for p in parts if isinstance(p, str)}.union(*(_literals(p) for p in parts))
 
 
 def _must_exist(annotation: Any, metadata: Sequence[Any]) -> bool:

@@ -15,7 +15,9 @@ class DataConfig(Config):
     """Where studies come from and how they are batched."""
 
     manifest: InputPath = Field(description="parquet or CSV table made by `medfm index`")
-    root: Path | None = Field(default=None, description="folder that relative image paths start from; default: the manifest says")
+    root: Path | None = Field(
+        default=None, description="folder that relative image paths start from; default: the manifest says"
+    )
     report: ReportConfig = ReportConfig()
     views: tuple[str, ...] = Field(default=(), description="keep these views only, e.g. [PA, AP]; empty keeps all")
     batch_size: int = Field(default=64, ge=1, description="pairs a step, over all devices")
@@ -23,7 +25,9 @@ class DataConfig(Config):
     workers: int = Field(default=2, ge=0, description="loader processes a device")
     cache: Literal["none", "memory"] = Field(default="none", description="keep preprocessed images in shared memory")
     cache_gb: float = Field(default=4.0, gt=0, description="largest size of the memory cache")
-    on_error: Literal["fail", "skip"] = Field(default="fail", description="what bad rows do: stop before training, or be left out")
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="what bad rows do: stop before training, or be left out"
+    )
     check_files: Literal["headers", "decode", "none"] = Field(
         default="headers", description="before training: files exist and headers parse; every image decodes; or no check"
     )

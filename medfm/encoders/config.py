@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from medfm.registry import ENCODERS, TEXT_ENCODERS, ComponentConfig
+from medfm.registry import ENCODERS, TEXT_ENCODERS, TOKENIZERS, ComponentConfig, Config, InputPath, component
 
 
 @ENCODERS.register("vit", "medfm.encoders.vit:VisionTransformer")
@@ -32,6 +32,9 @@ class VitConfig(ComponentConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     pool: Literal["cls", "mean"] = Field(default="cls", description="which feature stands for the image")
     gradient_checkpointing: bool = False
+    weights: InputPath | None = Field(
+        default=None, description="a local timm ViT weight file (.safetensors, .pth); positions are resampled"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> VitConfig:
@@ -54,7 +57,7 @@ class TimmConfig(ComponentConfig):
     model: str = "resnet50"
     img_size: tuple[int, int] = (224, 224)
     in_channels: int = Field(default=1, ge=1)
-    weights: Path | None = Field(default=None, description="a local timm weight file (.safetensors, .pth)")
+    weights: InputPath | None = Field(default=None, description="a local timm weight file (.safetensors, .pth)")
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     pool: Literal["cls", "mean"] = "mean"
     gradient_checkpointing: bool = False
@@ -62,7 +65,7 @@ class TimmConfig(ComponentConfig):
 
 @TEXT_ENCODERS.register("clip_text", "medfm.encoders.text:ClipTextEncoder")
 class ClipTextConfig(ComponentConfig):
-    """CLIP's causal text transformer; the feature at the end-of-text token stands for the text. Defaults: ViT-B/16's partner."""
+    """CLIP's causal text transformer; the end-of-text token stands for the text. Defaults: ViT-B/16's partner."""
 
     name: str = "clip_text"
     vocab_size: int = Field(default=49408, ge=2)
@@ -92,3 +95,16 @@ class HuggingFaceTextConfig(ComponentConfig):
     pool: Literal["cls", "mean"] = "mean"
     freeze_layers: int = Field(default=0, ge=0, description="embeddings and the first n layers are not trained (ConVIRT: 6)")
     gradient_checkpointing: bool = False
+
+
+class DualConfig(Config):
+    """What makes a DualEncoder beside its image encoder: the part of the objective that weight files keep."""
+
+    text_encoder: component(TEXT_ENCODERS) = Field(default="clip_text")  # type: ignore[valid-type]
+    tokenizer: component(TOKENIZERS) = Field(default="clip")  # type: ignore[valid-type]
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    embed_dim: int = Field(default=512, ge=1)
+    projection: Literal["linear", "mlp"] = "linear"
+    temperature: float = Field(default=0.07, gt=0)
+    learn_temperature: bool = True
+    logit_bias: float = -10.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medfm.registry import Config, InputPath
+from medfm.text.config import ReportConfig
 
 
 class EvaluateDataConfig(Config):
@@ -32,11 +33,15 @@ class ZeroShotConfig(Config):
     findings: tuple[str, ...] = Field(default=(), description="score these only; empty scores all that have labels")
     uncertain: Literal["ignore", "negative", "positive"] = Field(default="ignore", description="how label -1 counts")
     temperature: Literal["none", "model"] = Field(
-        default="none", description="none: softmax over unscaled cosines, as CheXzero does; model: scaled by the learned logit scale"
+        default="none",
+        description="none: softmax over unscaled cosines, as CheXzero does; model: scaled by the learned logit scale",
     )
     bootstrap: int = Field(default=1000, ge=0, description="resamples, clustered by patient")
     confidence: float = Field(default=0.95, gt=0, lt=1)
     random_baseline: bool = Field(default=True, description="score the same architecture with random weights beside it")
+    pictures: bool = Field(
+        default=True, description="embed example images in the card; false where the card leaves the hospital"
+    )
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the evaluation card; default: <run>/zero_shot")
@@ -47,6 +52,7 @@ class RetrievalConfig(Config):
 
     model: InputPath
     data: EvaluateDataConfig
+    report: ReportConfig = Field(default=ReportConfig(), description="which part of a report is matched")
     ks: tuple[int, ...] = (1, 5, 10)
     bootstrap: int = Field(default=1000, ge=0)
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -54,3 +60,26 @@ class RetrievalConfig(Config):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the result; default: <run>/retrieval")
+
+
+class EmbedConfig(Config):
+    """`medfm embed`: image features of a file, a folder or a manifest."""
+
+    model: InputPath = Field(description="run folder or model.safetensors")
+    input: InputPath = Field(description="an image, a folder of images, or a manifest (.parquet or .csv)")
+    out: Path = Field(description="file to write: .parquet, .npz or .csv")
+    split: str = Field(default="", description="of a manifest: this split only; empty takes all rows")
+    root: Path | None = Field(default=None, description="of a manifest: folder that its image paths start from")
+    batch_size: int = Field(default=64, ge=1)
+    workers: int = Field(default=2, ge=0)
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="an unreadable image: stop, or leave it out and say so"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("out")
+    @classmethod
+    def _known_format(cls, value: Path) -> Path:
+        if value.suffix not in (".parquet", ".npz", ".csv"):
+            raise ValueError(f"'{value.name}' does not end in .parquet, .npz or .csv")
+        return value

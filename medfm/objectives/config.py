@@ -34,4 +34,10 @@ class ContrastiveConfig(ComponentConfig):
     def _consistent(self) -> ContrastiveConfig:
         if self.loss == "sigmoid" and self.image_weight != 0.5:
             raise ValueError("image_weight has no meaning for the sigmoid loss, which has no directions")
+        if self.learn_temperature and self.temperature * self.max_logit_scale < 1:
+            scale = 1 / self.temperature
+            raise ValueError(
+                f"temperature {self.temperature:g} starts the logit scale at {scale:g}, above max_logit_scale "
+                f"{self.max_logit_scale:g}"
+            )
         return self

@@ -21,7 +21,8 @@ The format (YAML), by example:
         negate: ["without {}"]      # optional, replaces the set's
         where: {effusion: 1}        # optional: score only rows with these labels; a value or a list of values
 
-The phrases of one side form an ensemble: their embeddings are averaged and normalised again (Radford et al. 2021, CLIP, section 3.1.4).
+The phrases of one side form an ensemble: their embeddings are averaged and normalised again (Radford et al. 2021, CLIP, section
+3.1.4).
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class PromptSet:
         return changed
 
     def select(self, names: tuple[str, ...]) -> PromptSet:
-        """Only the findings named, in the set's order; all of them where `names` is empty. Raises ConfigError for an unknown one."""
+        """Only the findings named, in the set's order; all of them where `names` is empty. Raises ConfigError for an unknown
+        one."""
         if not names:
             return self
         known = [finding.name for finding in self.findings]
@@ -119,7 +121,9 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         if is_path:
             raise ConfigError(f"prompt set file '{text}' does not exist")
         known = prompt_set_names()
-        raise ConfigError(f"unknown prompt set '{text}'{suggest(text, known)}; shipped: {', '.join(known)}; or give a .yaml file")
+        raise ConfigError(
+            f"unknown prompt set '{text}'{suggest(text, known)}; shipped: {', '.join(known)}; or give a .yaml file"
+        )
     return parse_prompts(_read_yaml(path), where=path.name if not is_path else text, name=path.stem)
 
 
@@ -266,7 +270,7 @@ def _read_yaml(path: Path) -> object:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:

@@ -38,14 +38,18 @@ class TrainerConfig(Config):
     devices: int | list[int] | Literal["auto"] = "auto"
     num_nodes: int = Field(default=1, ge=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    accumulate: int = Field(default=1, ge=1, description="batches an optimiser step; for contrastive prefer objective.cache_chunk")
+    accumulate: int = Field(
+        default=1, ge=1, description="batches an optimiser step; for contrastive prefer objective.cache_chunk"
+    )
     clip_grad: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: off")
     compile: bool = Field(default=False, description="torch.compile the encoders")
     val_every: float = Field(default=1.0, gt=0, description="epochs between validations")
     checkpoint_every: float = Field(default=1.0, gt=0, description="epochs between resumable checkpoints")
     keep: int = Field(default=2, ge=2, description="resumable checkpoints kept")
     log_every: int = Field(default=10, ge=1, description="steps between logged numbers")
-    select: Literal["last", "best"] = Field(default="last", description="weights kept as model.safetensors; best: lowest val/loss")
+    select: Literal["last", "best"] = Field(
+        default="last", description="weights kept as model.safetensors; best: lowest val/loss"
+    )
     extra: dict[str, Any] = Field(default_factory=dict, description="passed to lightning.Trainer as they are")
 
 
@@ -57,7 +61,8 @@ class PretrainConfig(Config):
     seed: int = Field(default=0, ge=0)
     out: Path | None = Field(default=None, description="run folder; default: runs/<name>")
     resume: Literal["auto", "never"] | InputPath = Field(
-        default="auto", description="auto: go on where the run folder stopped; never: refuse a used folder; or a checkpoint file"
+        default="auto",
+        description="auto: go on where the run folder stopped; never: refuse a used folder; or a checkpoint file",
     )
     init: InputPath | None = Field(default=None, description="medfm weights to start from (a run folder or model.safetensors)")
     plugins: tuple[str, ...] = Field(default=(), description="modules imported first, which register components")

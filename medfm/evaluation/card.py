@@ -1,0 +1,183 @@
+"""The evaluation card: one HTML file with everything in it, and the JSON and table beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medfm.evaluation import plots
+from medfm.io.files import atomic_write
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from medfm.data.manifest import Manifest
+    from medfm.evaluation.scoring import Scored
+    from medfm.evaluation.zero_shot import Evaluation, ZeroShotClassifier
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def write_zero_shot(
+    folder: Path,
+    result: dict[str, Any],
+    done: Evaluation,
+    classifier: ZeroShotClassifier,
+    manifest: Manifest,
+    pictures: bool = True,
+) -> None:
+    """Write `predictions.parquet`, `card.html` and, last, `result.json` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_predictions(folder / "predictions.parquet", done, result)
+    sections = []
+    for entry in result["findings"]:
+        case = done.scored[entry["name"]]
+        examples = _examples(case, done, classifier, manifest, entry["name"]) if pictures else []
+        prompts = next(finding for finding in done.prompts.findings if finding.name == entry["name"])
+        sections.append({"entry": entry, "curves": _curves(entry, case), "examples": examples, "prompts": prompts})
+    write_html(folder / "card.html", "zero_shot.html.j2", result=result, sections=sections)
+    write_json(folder / "result.json", result)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """JSON without NaN, atomically."""
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_html(path: Path, template: str, **content: Any) -> None:
+    """Render a template of `templates/` to a file, atomically."""
+    text = _environment().get_template(template).render(**content)
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        number=number, estimate=estimate, whisker=whisker, grouped=lambda n: f"{n:,}".replace(",", "\u202f")
+    )
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score as text; a dash where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def estimate(value: dict[str, Any] | None, digits: int = 3) -> str:
+    """ "0.912 [0.874, 0.945]", without brackets where there is no interval."""
+    if value is None or value["value"] is None:
+        return "–"
+    if value["low"] is None:
+        return number(value["value"], digits)
+    return f"{number(value['value'], digits)} [{number(value['low'], digits)}, {number(value['high'], digits)}]"
+
+
+def whisker(entry: dict[str, Any], width: int = 132, height: int = 16) -> Any:
+    """A row of a forest plot as inline SVG: AUROC from 0 to 1 with its interval, random weights as a ring, chance as a line."""
+    from markupsafe import Markup
+
+    def x(value: float) -> float:
+        return round(5 + value * (width - 10), 1)
+
+    middle = height / 2
+    parts = [f'<line class="axis" x1="{x(0)}" x2="{x(1)}" y1="{middle}" y2="{middle}"/>']
+    parts.append(f'<line class="half" x1="{x(0.5)}" x2="{x(0.5)}" y1="1" y2="{height - 1}"/>')
+    random, model = entry.get("random"), entry["auroc"]
+    if random is not None and random["auroc"] is not None and random["auroc"]["value"] is not None:
+        parts.append(f'<circle class="random" cx="{x(random["auroc"]["value"])}" cy="{middle}" r="3"/>')
+    if model is not None and model["value"] is not None:
+        if model["low"] is not None:
+            parts.append(f'<line class="interval" x1="{x(model["low"])}" x2="{x(model["high"])}" y1="{middle}" y2="{middle}"/>')
+        parts.append(f'<circle class="model" cx="{x(model["value"])}" cy="{middle}" r="4"/>')
+    # All numbers in it are ours.
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
+    )
+
+
+def _write_predictions(path: Path, done: Evaluation, result: dict[str, Any]) -> None:
+    import pandas as pd
+
+    columns = [finding.name for finding in done.prompts.findings]
+    frame = pd.concat(
+        [
+            pd.DataFrame(values, columns=columns).assign(row=rows, split=split)
+            for rows, values, split in (
+                (done.rows, done.probabilities, result["data"]["split"]),
+                (done.val_rows, done.val_probabilities, result["data"]["val_split"]),
+            )
+        ],
+        ignore_index=True,
+    )
+    with atomic_write(path) as temporary:
+        frame[["row", "split", *columns]].to_parquet(temporary, index=False)
+
+
+def _curves(entry: dict[str, Any], case: Scored) -> list[dict[str, str]]:
+    point = None
+    if entry["sensitivity"] is not None:
+        point = (entry["sensitivity"]["value"], entry["specificity"]["value"])
+    name = entry["name"]
+    figures = (
+        (f"ROC curve of {name}", plots.roc_figure(case.target, case.probability, case.baseline, point)),
+        (f"Histogram of probabilities of {name}", plots.histogram_figure(case.target, case.probability, case.threshold)),
+        (f"Reliability of {name}", plots.reliability_figure(entry["calibration"])),
+    )
+    return [{"alt": alt, "uri": plots.curve_uri(figure)} for alt, figure in figures]
+
+
+# What is shown of each finding: right and wrong, and on which side of the threshold.
+_KINDS = (
+    ("right: finding present", 1, True),
+    ("right: finding absent", 0, False),
+    ("wrong: called present", 0, True),
+    ("wrong: missed", 1, False),
+)
+
+
+def most_confident(case: Scored) -> list[tuple[str, int]]:
+    """Of every kind of right and wrong call the image farthest from the threshold: (kind, index into the case). Kinds without
+    an image are left out. Without a threshold from val, the median probability stands in."""
+    threshold = case.threshold if math.isfinite(case.threshold) else float(np.median(case.probability))
+    called = case.probability >= threshold
+    chosen = []
+    for kind, target, positive in _KINDS:
+        candidates = np.flatnonzero((case.target == target) & (called == positive))
+        if len(candidates):
+            distance = np.abs(case.probability[candidates] - threshold)
+            chosen.append((kind, int(candidates[distance.argmax()])))
+    return chosen
+
+
+def _examples(
+    case: Scored, done: Evaluation, classifier: ZeroShotClassifier, manifest: Manifest, finding: str
+) -> list[dict[str, Any]]:
+    from medfm.io.load import load_image
+
+    shown = []
+    for kind, index in most_confident(case):
+        position = int(case.rows[index])
+        row = int(done.rows[position])
+        image = load_image(manifest.image_path(row), str(manifest.frame.at[row, "modality"]))
+        picture, heat = classifier.similarity_map(image, finding)
+        shown.append(
+            {
+                "kind": kind,
+                "right": kind.startswith("right"),
+                "row": row,
+                "probability": float(case.probability[index]),
+                "picture": plots.jpeg_uri(picture),
+                "overlay": plots.jpeg_uri(plots.overlay(picture, heat)),
+            }
+        )
+    return shown

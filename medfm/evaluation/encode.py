@@ -1,0 +1,160 @@
+"""Image files -> embeddings, in order, a batch at a time, with what could not be read beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medfm.errors import DataError, MedfmError
+
+if TYPE_CHECKING:
+    from medfm.weights.model import Model
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read: its position among the paths, and why."""
+
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Attributes:
+    positions: of the images among the paths, ascending.
+    embeddings: one (B, D) float32 CPU tensor per model, L2-normalised.
+    failures: images of this stretch that could not be read.
+    """
+
+    positions: list[int]
+    embeddings: list[Tensor]
+    failures: list[Failure]
+
+
+class _Files(Dataset[tuple[int, Tensor | str]]):
+    """Decodes and preprocesses; an unreadable file becomes its error's text, so that a worker process survives it."""
+
+    def __init__(self, paths: Sequence[Path], modalities: Sequence[str], preprocess: Callable[[Any], Any]) -> None:
+        self.paths = paths
+        self.modalities = modalities
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor | str]:
+        from medfm.io.load import load_image
+
+        try:
+            image = load_image(self.paths[position], self.modalities[position] if self.modalities else "")
+            return position, torch.from_numpy(self.preprocess(image))
+        except (MedfmError, OSError) as error:
+            return position, str(error)
+
+
+def encode_files(
+    models: Sequence[Model], paths: Sequence[Path], modalities: Sequence[str] = (), batch_size: int = 64, workers: int = 0
+) -> Iterator[EncodedBatch]:
+    """Embeddings of image files, in the order of `paths`.
+
+    Every file is decoded and preprocessed once, by the contract of the first model, whatever the number of models.
+
+    Args:
+        models: share their preprocessing contract.
+        paths: files, or folders that hold one series.
+        modalities: what a manifest says of each file, for files that cannot say it themselves; empty: nothing is said.
+        batch_size: images a batch.
+        workers: loader processes; 0 reads in this one.
+    """
+    loader = DataLoader(
+        _Files(paths, modalities, models[0].preprocess),
+        batch_size=batch_size,
+        num_workers=min(workers, max(1, len(paths) // batch_size)) if workers else 0,
+        collate_fn=list,
+    )
+    for items in loader:
+        good = [(position, image) for position, image in items if not isinstance(image, str)]
+        failures = [Failure(position, image) for position, image in items if isinstance(image, str)]
+        embeddings = []
+        if good:
+            images = torch.stack([image for _, image in good])
+            embeddings = [model.encode_images(images, batch_size).float().cpu() for model in models]
+        yield EncodedBatch([position for position, _ in good], embeddings, failures)
+
+
+def encode_all(
+    models: Sequence[Model],
+    paths: Sequence[Path],
+    names: Sequence[str],
+    modalities: Sequence[str] = (),
+    batch_size: int = 64,
+    workers: int = 0,
+    on_error: str = "fail",
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[list[Tensor], list[int], list[Failure]]:
+    """Embeddings of all readable files.
+
+    Args:
+        names: what each file is called in an error, relative to the data's root.
+        on_error: "fail" stops at the first unreadable file, "skip" leaves it out.
+        advance: told the number of files just done.
+
+    Returns:
+        One (n, D) tensor per model, the positions (n) of its rows among `paths`, and the failures.
+
+    Raises:
+        DataError: a file cannot be read and `on_error` is "fail", or no file can be read.
+    """
+    parts: list[list[Tensor]] = [[] for _ in models]
+    positions: list[int] = []
+    failures: list[Failure] = []
+    for batch in encode_files(models, paths, modalities, batch_size, workers):
+        if batch.failures and on_error == "fail":
+            raise unreadable(batch.failures[0], names)
+        for part, embedding in zip(parts, batch.embeddings, strict=False):
+            part.append(embedding)
+        positions += batch.positions
+        failures += batch.failures
+        advance(len(batch.positions) + len(batch.failures))
+    if not positions:
+        raise DataError(
+            f"none of the {len(paths)} images can be read; the first: {failures[0].reason}" if failures else "no images"
+        )
+    return [torch.cat(part) for part in parts], positions, failures
+
+
+def unreadable(failure: Failure, names: Sequence[str]) -> DataError:
+    """The error for a file that stops the work."""
+    name = names[failure.position]
+    reason = failure.reason if name in failure.reason else f"'{name}': {failure.reason}"
+    return DataError(f"{reason}. Set on_error=skip to go on without unreadable images")
+
+
+def pick_device(device: str) -> str:
+    """ "auto" -> "cuda" where there is one, else "cpu"."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+@contextmanager
+def progress_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A rich progress bar on standard error; yields a function that is told the number of items done."""
+    if not show:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,1 @@
+"""Files <-> `Image`. The only place that rescales intensities or touches orientation."""

@@ -1,0 +1,204 @@
+"""What stored values mean: modality LUT or rescale, padding, VOI windows, units. Applied once, here and nowhere else.
+
+Source: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medfm.errors import DataError
+from medfm.io.geometry import floats
+from medfm.types import IntensityUnits, Window
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+def smallest_integer(array: np.ndarray) -> np.ndarray:
+    """The same integers as int16, uint16 or int32, the first that holds them all; 8-bit arrays stay.
+
+    Raises:
+        OverflowError: a value needs more than 32 bits.
+    """
+    if array.dtype == np.uint8 or not array.size:
+        return array
+    low, high = int(array.min()), int(array.max())
+    for dtype in (np.int16, np.uint16, np.int32):
+        info = np.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return array.astype(dtype, copy=False)
+    raise OverflowError(f"values from {low} to {high} do not fit 32 bits")
+
+
+def linear(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """slope * array + intercept, in the smallest integer dtype where that is exact, else float32."""
+    if array.dtype.kind not in "iub":
+        array = array.astype(np.float32, copy=False)
+        return array if (slope, intercept) == (1.0, 0.0) else array * np.float32(slope) + np.float32(intercept)
+    identity = (slope, intercept) == (1.0, 0.0)
+    exact = (
+        slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) <= 2**30 and array.dtype.itemsize < 8
+    )
+    if not identity and not exact:
+        # float64 for the product: a 16-bit value times a slope of 1e-3 would lose its last digits in float32.
+        return (array * slope + intercept).astype(np.float32)
+    if not identity:
+        array = array.astype(np.int64 if array.dtype.itemsize > 2 or abs(slope) > 2**14 else np.int32)
+        array *= int(slope)
+        array += int(intercept)
+    try:
+        return smallest_integer(array)
+    except OverflowError:
+        return array.astype(np.float32)
+
+
+def to_physical(stored: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
+    """Stored values -> physical values through the Modality LUT Sequence or the rescale slope and intercept.
+
+    Raises:
+        DataError: the slope is zero, or the look-up table is broken.
+    """
+    if dataset.get("ModalityLUTSequence"):
+        table, first, _ = _table(dataset.ModalityLUTSequence[0], dataset, int(stored.min(initial=0)) < 0, path)
+        return smallest_integer(table[np.clip(stored.astype(np.int32) - first, 0, len(table) - 1)])
+    slope = (floats(dataset, "RescaleSlope") or [1.0])[0]
+    intercept = (floats(dataset, "RescaleIntercept") or [0.0])[0]
+    if slope == 0:
+        raise DataError(f"'{path}': RescaleSlope is 0, so that every pixel would be the same")
+    return linear(stored, slope, intercept)
+
+
+def replace_padding(stored: np.ndarray, dataset: Dataset, bright: bool) -> tuple[np.ndarray, str]:
+    """Set padding (outside a round field of view, or masked corners) to the value that shows as black.
+
+    Padding lies outside the image's own range, -2000 beside Hounsfield units for example, and would spoil a window fitted to
+    the values. It becomes the lowest other value, or the highest for MONOCHROME1 (`bright`). A padding value within the
+    image's range marks nothing and is left.
+
+    Returns:
+        the array (changed in a copy only if there is padding) and a note.
+    """
+    low, high = floats(dataset, "PixelPaddingValue"), floats(dataset, "PixelPaddingRangeLimit")
+    if not low or stored.ndim != 2 or stored.dtype.kind not in "iu":
+        return stored, ""
+    first, last = sorted((int(low[0]), int((high or low)[0])))
+    info = np.iinfo(stored.dtype)
+    if (
+        last < info.min and last + 2 ** (8 * stored.itemsize) <= info.max
+    ):  # written as signed for unsigned pixels, or the reverse
+        first, last = first + 2 ** (8 * stored.itemsize), last + 2 ** (8 * stored.itemsize)
+    elif first > info.max:
+        first, last = first - 2 ** (8 * stored.itemsize), last - 2 ** (8 * stored.itemsize)
+    if last < info.min or first > info.max:
+        return stored, ""
+    padding = (stored >= max(first, info.min)) & (stored <= min(last, info.max))
+    count = int(padding.sum())
+    if count in (0, stored.size):
+        return stored, ""
+    other = stored[~padding]
+    lowest, highest = int(other.min()), int(other.max())
+    if first > lowest and last < highest:
+        return stored, f"PixelPaddingValue {first} lies within the image's range and was ignored"
+    fill = highest if bright else lowest
+    stored = stored.copy()
+    stored[padding] = fill
+    return stored, f"padding ({100 * count / stored.size:.0f} % of pixels, stored {first}) set to stored {fill}"
+
+
+def windows_of(dataset: Dataset, path: str, signed: bool) -> tuple[tuple[Window, ...], list[str]]:
+    """The VOI windows that the file offers, tables first (as pydicom and PS3.3 C.11.2.1.1 prefer), and notes on broken ones.
+
+    `signed`: physical values go below zero, so that a table's first value is read as signed.
+    """
+    found: list[Window] = []
+    notes: list[str] = []
+    for item in dataset.get("VOILUTSequence") or []:
+        try:
+            table, first, top = _table(item, dataset, signed, path)
+        except DataError:
+            notes.append("a VOI LUT is broken and was left out")
+            continue
+        found.append(Window(function="LUT", lut=table.astype(np.float32), first=first, lut_max=top))
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        notes.append("an unknown VOI LUT function was read as LINEAR")
+        function = "LINEAR"
+    for center, width in zip(floats(dataset, "WindowCenter"), floats(dataset, "WindowWidth"), strict=False):
+        if width < 1 if function == "LINEAR" else width <= 0:
+            notes.append(f"a VOI window of width {width:g} was left out")
+            continue
+        found.append(Window(center=center, width=width, function=function))
+    return tuple(found), notes
+
+
+def _table(item: Dataset, dataset: Dataset, signed: bool, path: str) -> tuple[np.ndarray, int, float]:
+    """(values int32, first mapped input, largest output) of a LUT sequence item (PS3.3 C.11.1.1.1)."""
+    try:
+        count, first, bits = (int(v) for v in item.LUTDescriptor)
+        data = item.LUTData
+        count = count % 65536 or 65536  # 0 stands for 2^16, and a signed reading of 32768 and above is negative
+        if isinstance(data, bytes):
+            order = ">" if dataset.file_meta.TransferSyntaxUID.is_little_endian is False else "<"
+            dtype = np.dtype(np.uint8) if len(data) in (count, count + 1) else np.dtype(f"{order}u2")
+            values = np.frombuffer(data, dtype, count=min(count, len(data) // dtype.itemsize))
+        else:
+            values = np.atleast_1d(np.asarray(data))[:count]
+        values = values.astype(np.int32) % 65536
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"'{path}': a look-up table in the header is broken") from None
+    if len(values) < count or not 1 <= bits <= 16:
+        raise DataError(f"'{path}': a look-up table holds {len(values)} of {count} entries of {bits} bits")
+    if signed and first > 32767:
+        first -= 65536
+    if not signed and first < 0:
+        first += 65536
+    return values, first, float(max(2**bits - 1, int(values.max())))
+
+
+def units_of(dataset: Dataset, physical: np.ndarray, photometric: str, has_window: bool) -> tuple[IntensityUnits, str]:
+    """(units, a note). Hounsfield units only for a CT that says so, or says nothing, and whose values can be."""
+    modality = str(dataset.get("Modality", ""))
+    if photometric == "RGB":
+        return "display", ""
+    if modality == "PT" and str(dataset.get("Units", "")) == "BQML":
+        return "BQML", ""
+    if modality == "CT":
+        return _hounsfield(dataset, physical)
+    rescaled = bool(dataset.get("ModalityLUTSequence")) or floats(dataset, "RescaleSlope") not in ([], [1.0])
+    if physical.dtype == np.uint8 and not rescaled and not has_window:
+        return "display", ""
+    return "arbitrary", ""
+
+
+def _hounsfield(dataset: Dataset, physical: np.ndarray) -> tuple[IntensityUnits, str]:
+    kind = str(dataset.get("RescaleType") or "").strip().upper()
+    if kind not in ("", "HU", "US"):  # US: unspecified
+        return "arbitrary", f"CT with rescale type '{kind[:16]}', not HU"
+    if "LOCALIZER" in [str(v).upper() for v in dataset.get("ImageType") or []]:
+        return "arbitrary", "a CT localizer (scout) is a projection, not HU"
+    if dataset.get("ModalityLUTSequence"):
+        return "arbitrary", "CT values come from a modality LUT, not from HU rescale"
+    low, high = float(physical.min()), float(physical.max())
+    problem = implausible_hounsfield(low, high)
+    if not problem and low >= 0 and not floats(dataset, "RescaleIntercept"):
+        problem = f"values from {low:g} to {high:g} without a rescale intercept"
+    return ("arbitrary", f"not HU: {problem}") if problem else ("HU", "")
+
+
+def implausible_hounsfield(low: float, high: float) -> str:
+    """Why values between `low` and `high` cannot be Hounsfield units; "" where they can.
+
+    Scanners write from -1024 (with padding down to about -4100) to 3071, and to 65,000 on an extended scale over metal.
+    """
+    if low >= 0 and low < high <= 1:
+        return f"values from {low:g} to {high:g} look already scaled to [0, 1]"
+    if low < -5000 or high > 70_000:
+        return f"values from {low:g} to {high:g} look rescaled twice or not HU"
+    if low >= 0 and high > 1500:
+        return f"values from {low:g} to {high:g} hold no air and look like stored values without their rescale"
+    if high < -500:
+        return f"values from {low:g} to {high:g} hold no tissue and look rescaled twice"
+    return ""

@@ -1,0 +1,1 @@
+"""Loop glue: Lightning modules, optimisers, schedules, checkpoints. No mathematics."""

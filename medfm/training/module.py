@@ -1,0 +1,127 @@
+"""The Lightning module of every pre-training objective."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from medfm.errors import TrainingError
+from medfm.training.config import PretrainConfig
+from medfm.training.optim import build_optimizer, build_schedule
+from medfm.transforms.augment import Augment
+from medfm.transforms.preprocess import Preprocess
+from medfm.types import Batch, ObjectiveOutput
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The random seed of one batch on one device, so that a resumed run draws what an uninterrupted one draws."""
+    digest = hashlib.blake2s(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class PretrainModule(LightningModule):
+    """Moves batches through contract, augmentation and objective; logs; stops at the first number that is not finite.
+
+    Args:
+        objective: takes a Batch of float images, gives an ObjectiveOutput.
+        preprocess: the contract that makes stored pixels float.
+        config: the recipe.
+        total_steps: optimiser steps of the whole run.
+        batches_per_epoch: batches that make one pass over the training split.
+    """
+
+    def __init__(
+        self, objective: nn.Module, preprocess: Preprocess, config: PretrainConfig, total_steps: int, batches_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.objective = objective
+        self.preprocess = preprocess
+        self.augment = Augment(config.augment)
+        self.config = config
+        self.total_steps = total_steps
+        self.batches_per_epoch = batches_per_epoch
+        self._generator: torch.Generator | None = None
+        self._last: ObjectiveOutput | None = None
+        self._validation: list[tuple[int, dict[str, float]]] = []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.objective, self.config.optimizer)
+        schedule = build_schedule(optimizer, self.total_steps, self.config.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed = step_seed(self.config.seed, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
+        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+
+    def _forward(self, batch: Batch, generator: torch.Generator | None) -> ObjectiveOutput:
+        images = self.preprocess.to_unit(batch.images)
+        if generator is not None:
+            images = self.augment(images, generator)
+        batch.images = self.preprocess.normalise(images)
+        output: ObjectiveOutput = self.objective(batch, generator)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self._forward(batch, self._generator)
+        self._last = output
+        return output.loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip by norm, and refuse to step on a loss or gradient that is not finite."""
+        largest = self.config.trainer.clip_grad or float("inf")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, largest)
+        assert self._last is not None
+        scaled = self.trainer.precision == "16-mixed"  # its scaler meets infinite gradients by design and skips the step
+        if not torch.isfinite(self._last.loss) or not (scaled or torch.isfinite(norm)):
+            raise TrainingError(self._not_finite(self._last))
+        self._last.logs["grad_norm"] = norm.detach()
+
+    def _not_finite(self, output: ObjectiveOutput) -> str:
+        terms = [name for name, value in {**output.logs, "loss": output.loss}.items() if not torch.isfinite(value).all()]
+        grads = [n for n, p in self.objective.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        what = f"loss term{'s' if len(terms) > 1 else ''} {', '.join(terms)}" if terms else f"the gradient of '{grads[0]}'"
+        return (
+            f"step {self.global_step}: {what} not finite; the weights are unchanged. Lower optimizer.lr, raise "
+            "schedule.warmup, set trainer.clip_grad, or use trainer.precision=bf16-mixed or 32-true; resume=auto goes on "
+            "from the last checkpoint"
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.config.trainer.accumulate == 0:
+            self.objective.after_optimizer_step(self.global_step, self.total_steps)  # type: ignore[operator]
+        if self.global_step % self.config.trainer.log_every == 0 and self._last is not None:
+            logs = {f"train/{name}": float(value) for name, value in {**self._last.logs, "loss": self._last.loss}.items()}
+            logs["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            logs["epoch"] = (batch_idx + 1) / self.batches_per_epoch
+            self._write(logs)
+            self.log("loss", logs["train/loss"], prog_bar=True, logger=False)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self._forward(batch, None)
+        logs = {name: float(value) for name, value in {**output.logs, "loss": output.loss}.items()}
+        self._validation.append((len(batch.index), logs))
+
+    def on_validation_epoch_end(self) -> None:
+        total = sum(n for n, _ in self._validation)
+        if total:
+            names = self._validation[0][1]
+            means = {f"val/{name}": sum(n * logs[name] for n, logs in self._validation) / total for name in names}
+            self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in means.items()})
+            if not self.trainer.sanity_checking:
+                self._write(means)
+        self._validation.clear()
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        if self.trainer.is_global_zero:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, self.global_step)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(batch).items()}
+        return Batch(**moved)

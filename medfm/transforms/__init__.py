@@ -1,0 +1,1 @@
+"""Preprocessing (the contract saved with every weight file) and augmentation."""

@@ -1,0 +1,1 @@
+"""One self-contained weight file: tensors, configurations, preprocessing contract and tokenizer."""

@@ -1,0 +1,135 @@
+"""A loaded model with its preprocessing and tokenizer: what evaluation and users hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medfm.encoders.build import build_dual
+from medfm.encoders.config import DualConfig
+from medfm.encoders.dual import DualEncoder
+from medfm.errors import DataError
+from medfm.registry import ComponentConfig
+from medfm.text.tokenizers import Tokenizer
+from medfm.types import Image
+
+if TYPE_CHECKING:
+    from medfm.transforms.preprocess import Preprocess
+
+
+class Model:
+    """An image and a text encoder ready for use, in eval mode, without gradients.
+
+    Attributes:
+        dual: the DualEncoder.
+        preprocess: the contract the model was trained with; applied to every image it is given.
+        tokenizer: likewise for texts.
+        card: the weight file's metadata.
+    """
+
+    def __init__(
+        self,
+        dual: DualEncoder,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        card: dict[str, Any],
+        encoder_config: ComponentConfig,
+        dual_config: DualConfig,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.dual = dual.to(self.device).eval().requires_grad_(False)
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.card = card
+        self.encoder_config = encoder_config
+        self.dual_config = dual_config
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.dual.parameters())
+        names = f"{self.encoder_config.name} + {self.dual_config.text_encoder.name}"
+        return f"Model({names}, {parameters / 1e6:.1f} M parameters, {self.device})"
+
+    def _prepare(self, images: Sequence[str | Path | Image]) -> Tensor:
+        """Paths or Images -> (B, C, *size) in the contract's storage dtype."""
+        from medfm.io.load import load_image
+
+        opened = (image if isinstance(image, Image) else load_image(image) for image in images)
+        return torch.from_numpy(np.stack([self.preprocess(image) for image in opened]))
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int = 64) -> Tensor:
+        """Images -> (N, D) of unit norm, float32, on the CPU.
+
+        Args:
+            images: paths and Images, which are preprocessed; or an (N, C, *size) tensor that is preprocessed already, in the
+                contract's storage dtype.
+
+        Raises:
+            DataError: an image contradicts the preprocessing contract, or the tensor has another dtype or size.
+        """
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images)
+        if isinstance(images, Tensor):
+            self._check(images)
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            stored = batch if isinstance(batch, Tensor) else self._prepare(batch)
+            parts.append(self.dual.encode_image(self.preprocess.to_float(stored.to(self.device))).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.dual.embed_dim)
+
+    def _check(self, images: Tensor) -> None:
+        config = self.preprocess.config
+        shape, dtype = (config.channels, *config.size), getattr(torch, config.dtype)
+        if tuple(images.shape[1:]) != shape or images.dtype != dtype:
+            raise DataError(
+                f"preprocessed images must be {dtype} of shape (N, {', '.join(map(str, shape))}), as the model's preprocess "
+                f"gives them, got {images.dtype} of shape {tuple(images.shape)}; paths and Images are preprocessed for you"
+            )
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts -> (N, D) of unit norm, float32, on the CPU."""
+        if isinstance(texts, str):
+            texts = [texts]
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            tokens, mask = self.tokenizer(list(texts[start : start + batch_size]))
+            parts.append(self.dual.encode_text(tokens.to(self.device), mask.to(self.device)).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.dual.embed_dim)
+
+    @torch.no_grad()
+    def similarity_map(self, image: str | Path | Image | Tensor | np.ndarray, text: str | Sequence[str]) -> np.ndarray:
+        """Where the image resembles the text: float32 cosines on the preprocessed grid, (H, W) or (D, H, W).
+
+        Patch cosines are enlarged linearly to the contract's size; see `DualEncoder.image_tokens` for what a patch's vector is.
+
+        Args:
+            image: a path, an Image, or one preprocessed (C, *size) array.
+            text: a sentence, or several, whose mean vector is taken (a prompt ensemble).
+        """
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image)
+        stored = image[None] if isinstance(image, Tensor) else self._prepare([image])
+        self._check(stored)
+        direction = F.normalize(self.encode_texts([text] if isinstance(text, str) else text).mean(dim=0), dim=0)
+        tokens, grid = self.dual.image_tokens(self.preprocess.to_float(stored.to(self.device)))
+        cosines = (tokens[0].cpu() @ direction).reshape(1, 1, *grid)
+        mode = "bilinear" if len(grid) == 2 else "trilinear"
+        return F.interpolate(cosines, size=tuple(self.preprocess.config.size), mode=mode)[0, 0].numpy()
+
+    def random_like(self, seed: int) -> Model:
+        """The same architecture with freshly drawn weights: the baseline that a trained model is shown beside."""
+        hf_config = getattr(self.dual.text_encoder, "hf_config", None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            dual = build_dual(self.encoder_config, self.dual_config, self.tokenizer, hf_config)
+        card = {**self.card, "random_weights_seed": seed}
+        return Model(dual, self.preprocess, self.tokenizer, card, self.encoder_config, self.dual_config, self.device)

@@ -1,0 +1,76 @@
+"""Writing one self-contained weight file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from medfm.encoders.config import DualConfig
+from medfm.encoders.dual import DualEncoder
+from medfm.io.files import atomic_write
+from medfm.text.tokenizers import Tokenizer
+
+# Raised when a reader of the former version could not read the file any more.
+FORMAT = 1
+FILE_NAME = "model.safetensors"
+METADATA_KEY = "medfm"
+
+
+def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, contiguous, without the `_orig_mod.` that torch.compile puts into names."""
+    return {k.replace("_orig_mod.", ""): v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+
+
+def _without_folders(value: Any) -> Any:
+    """`value` with absolute paths cut to their last part: a weight file that is passed on tells nothing of a hospital's folders."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str | Path) and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
+def save_model(
+    path: str | Path, dual: DualEncoder, recipe: Mapping[str, Any], tokenizer: Tokenizer, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes `dual` with all that is needed to use it as one safetensors file, atomically; returns the file's path.
+
+    The file's metadata holds under "medfm" one JSON object: format, medfm_version, encoder, dual, preprocess, recipe (the
+    configurations), tokenizer (its state), hf_config (of a Hugging Face text encoder), and what `extra` adds (text_kind,
+    data_cards, licence, step, ...). No pickle, no patient data, no absolute paths.
+
+    Args:
+        path: the file, or a folder, which then gets model.safetensors.
+        recipe: the resolved pre-training recipe, of which `encoder`, `objective` and `preprocess` are used.
+    """
+    from safetensors.torch import save_file
+
+    from medfm import __version__
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path / FILE_NAME
+    objective = recipe["objective"]
+    card = _without_folders(
+        {
+            **(extra or {}),
+            "format": FORMAT,
+            "medfm_version": __version__,
+            "encoder": recipe["encoder"],
+            "dual": {key: objective[key] for key in DualConfig.model_fields if key in objective},
+            "preprocess": recipe["preprocess"],
+            "recipe": dict(recipe),
+            "hf_config": getattr(dual.text_encoder, "hf_config", None),
+        }
+    )
+    card["tokenizer"] = tokenizer.to_state()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        save_file(plain_tensors(dual), temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(card, default=str)})
+    return path

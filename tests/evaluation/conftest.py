@@ -1,0 +1,128 @@
+"""A small world with known answers: bright and dark pictures, a model that measures brightness, and a real tiny model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image as Pillow
+
+SIDE = 16
+
+
+class _Tokens:
+    """Stands for `DualEncoder`: each 4 x 4 patch is embedded as the whole image is."""
+
+    embed_dim = 2
+
+    def __init__(self) -> None:
+        self.logit_scale = torch.tensor(math.log(10.0))
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.logit_scale]
+
+    def image_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        patches = torch.nn.functional.avg_pool2d(x, 4)
+        return direction(patches.flatten(1)), tuple(patches.shape[2:])
+
+
+class _Contract:
+    """Stands for `Preprocess`: 8-bit grey at SIDE pixels."""
+
+    config = SimpleNamespace(size=(SIDE, SIDE))
+
+    def __call__(self, image: Any) -> np.ndarray:
+        return np.ascontiguousarray(image.array[..., 0].T[None].astype(np.uint8))
+
+    def to_float(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.float() / 255
+
+    def hash(self) -> str:
+        return "0123456789ab"
+
+
+def direction(level: torch.Tensor) -> torch.Tensor:
+    """Brightness in [0, 1] as a unit vector: 0 is (1, 0), 1 is (0, 1)."""
+    angle = level.double() * math.pi / 2
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+class BrightnessModel:
+    """The interface of `medfm.weights.model.Model` with planted answers. Random weights (`random_like`) see nothing."""
+
+    def __init__(self, blind: bool = False) -> None:
+        self.dual, self.preprocess, self.blind = _Tokens(), _Contract(), blind
+        self.device = torch.device("cpu")
+        self.card: dict[str, Any] = {"text_kind": "report", "data_cards": ["pictures"]}
+
+    def encode_images(self, images: Any, batch_size: int = 64) -> torch.Tensor:
+        if not isinstance(images, torch.Tensor):
+            from medfm.io.load import load_image
+
+            arrays = [self.preprocess(load_image(i) if isinstance(i, str | Path) else i) for i in images]
+            images = torch.from_numpy(np.stack(arrays))
+        level = images.double().mean(dim=(1, 2, 3)) / 255
+        return direction(torch.zeros_like(level) if self.blind else level).float()
+
+    def encode_texts(self, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+        return direction(torch.tensor([float("bright" in text) for text in texts])).float()
+
+    def random_like(self, seed: int) -> BrightnessModel:
+        return BrightnessModel(blind=True)
+
+
+@pytest.fixture
+def brightness() -> BrightnessModel:
+    return BrightnessModel()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """48 PNGs of 24 patients, two each, of known brightness; `.attrs['root']` is their folder.
+
+    Splits test (16 patients) and val (8). `label:bright` is right but for some noise, the reports say what is seen.
+    """
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        patient = number // 2
+        level = int(rng.integers(40, 215))
+        picture = np.clip(rng.normal(level, 8, size=(SIDE, SIDE)), 0, 255).astype(np.uint8)
+        name = f"images/{number:02d}.png"
+        (root / "images").mkdir(exist_ok=True)
+        Pillow.fromarray(picture).save(root / name)
+        bright = float(level + rng.normal(0, 25) > 128)
+        rows.append(
+            {
+                "image": name,
+                "patient_id": f"SECRET{patient:03d}",
+                "study_id": f"s{number}",
+                "view": "PA",
+                "modality": "CR",
+                "split": "test" if patient < 16 else "val",
+                "report": f"CONFIDENTIAL {'bright' if bright else 'dark'} field number {number % 20}.",
+                "sex": "",
+                "age": float("nan"),
+                "mask": "",
+                "label:bright": bright,
+                "level": float(picture.mean()),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame.attrs["root"] = str(root)
+    return frame
+
+
+@pytest.fixture
+def manifest(pictures: pd.DataFrame) -> Any:
+    from medfm.data.manifest import Manifest
+
+    meta = {"card": "pictures", "text_kind": "report", "licence": "CC0"}
+    return Manifest(pictures.copy(), Path(pictures.attrs["root"]), meta)

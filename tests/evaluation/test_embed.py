@@ -1,0 +1,103 @@
+"""Features on disk: order, formats, and files that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medfm.errors import ConfigError, DataError
+from medfm.evaluation.config import EmbedConfig
+from medfm.evaluation.embed import embed
+
+
+def read(path: Path) -> tuple[list[str], np.ndarray, list[int] | None]:
+    """Names, vectors and rows of a feature file."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return file["image"].tolist(), file["embedding"], file["row"].tolist() if "row" in file else None
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    rows = frame["row"].tolist() if "row" in frame else None
+    if path.suffix == ".parquet":
+        return frame["image"].tolist(), np.stack(frame["embedding"].to_numpy()), rows
+    return frame["image"].tolist(), frame.filter(regex=r"^f\d+$").to_numpy(dtype=np.float32), rows
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_embed__a_folder_in_sorted_order(brightness: Any, pictures: pd.DataFrame, tmp_path: Path, suffix: str) -> None:
+    root = Path(pictures.attrs["root"])
+    out = embed(brightness, root, tmp_path / f"features{suffix}", batch_size=7)
+    names, vectors, rows = read(out)
+    assert names == pictures["image"].tolist()
+    assert rows is None
+    expected = brightness.encode_images([root / name for name in names]).numpy()
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, expected)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_embed__a_manifest_keeps_its_rows_and_split(brightness: Any, manifest: Any, tmp_path: Path) -> None:
+    from medfm.data.manifest import write_manifest
+
+    manifest.frame = manifest.frame.sample(frac=1, random_state=0).reset_index(drop=True)
+    write_manifest(manifest, tmp_path / "manifest.parquet")
+    out = embed(
+        brightness, tmp_path / "manifest.parquet", tmp_path / "f.parquet", split="val", root=manifest.root, batch_size=5
+    )
+    names, _, rows = read(out)
+    val = manifest.frame[manifest.frame["split"] == "val"]
+    assert names == val["image"].tolist()
+    assert rows == val.index.tolist()
+    assert not pd.read_parquet(out).astype(str).apply(lambda c: c.str.contains("SECRET|CONFIDENTIAL")).any().any()
+    with pytest.raises(DataError, match="no rows of split 'tset'; it has: test, val"):
+        embed(brightness, tmp_path / "manifest.parquet", tmp_path / "g.parquet", split="tset", root=manifest.root)
+
+
+def test_embed__one_file(brightness: Any, pictures: pd.DataFrame, tmp_path: Path) -> None:
+    path = Path(pictures.attrs["root"]) / pictures["image"][3]
+    names, vectors, _ = read(embed(brightness, path, tmp_path / "one.npz"))
+    assert names == ["03.png"]
+    np.testing.assert_array_equal(vectors, brightness.encode_images([path]).numpy())
+
+
+def test_embed__an_unreadable_file_stops_or_is_listed(
+    brightness: Any, pictures: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes((Path(pictures.attrs["root"]) / pictures["image"][number]).read_bytes())
+    (folder / "4.png").write_bytes(b"broken")
+    out = tmp_path / "out" / "f.parquet"
+    with pytest.raises(DataError, match=r"4\.png"):
+        embed(brightness, folder, out, batch_size=2)
+    assert list(out.parent.iterdir()) == []
+    with caplog.at_level(logging.WARNING):
+        embed(brightness, folder, out, batch_size=2, on_error="skip")
+    assert read(out)[0] == [f"{n}.png" for n in (0, 1, 2, 3, 5)]
+    assert pd.read_csv(out.with_name("f.parquet.unreadable.csv"))["image"].tolist() == ["4.png"]
+    assert "1 of 6 images could not be read" in caplog.text
+
+
+def test_embed__nothing_readable_leaves_no_file(brightness: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match="no image found"):
+        embed(brightness, tmp_path / "in", tmp_path / "f.npz")
+    (tmp_path / "in" / "a.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        embed(brightness, tmp_path / "in", tmp_path / "f.npz", on_error="skip")
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_embed__refuses_other_formats_and_meaningless_options(brightness: Any, pictures: pd.DataFrame, tmp_path: Path) -> None:
+    root = Path(pictures.attrs["root"])
+    with pytest.raises(ConfigError, match=r"'f\.pkl' does not end in"):
+        embed(brightness, root, tmp_path / "f.pkl")
+    with pytest.raises(ConfigError, match="split and root have no meaning"):
+        embed(brightness, root, tmp_path / "f.csv", split="test")
+    with pytest.raises(ValueError, match=r"does not end in \.parquet"):
+        EmbedConfig(model="m", input="i", out="features.pkl")

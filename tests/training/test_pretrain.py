@@ -1,0 +1,174 @@
+"""The whole of `medfm pretrain`: what a run folder holds, resuming, refusing, stopping at what is not finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import medfm
+from medfm.errors import ConfigError, DataError, TrainingError
+from medfm.training.checkpoint import checkpoints
+from medfm.training.logs import read_metrics
+
+
+def _same(a: Path, b: Path) -> bool:
+    left, right = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def _copy(run: Path, target: Path) -> Path:
+    """The same run in another folder, so that a test may break it."""
+    shutil.copytree(run, target)
+    return target
+
+
+def test_run_folder__holds_what_it_says(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    names = {p.name for p in tiny_run.iterdir()}
+    assert {"model.safetensors", "checkpoints", "resolved.yaml", "environment.json", "metrics.csv", "curves.png"} <= names
+    facts = json.loads((tiny_run / "environment.json").read_text())
+    assert facts["manifest_hash"]
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    steps = {step for step, name, _ in read_metrics(tiny_run / "metrics.csv") if name == "train/loss"}
+    assert steps == set(range(2, 17, 2))
+    assert any(name == "val/loss" for _, name, _ in read_metrics(tiny_run / "metrics.csv"))
+    assert [step for step, _ in checkpoints(tiny_run / "checkpoints")] == [14, 16]
+    # resolved.yaml is itself a recipe, and gives the same weights.
+    again = medfm.pretrain(str(tiny_run / "resolved.yaml"), {"out": tmp_path / "again"})
+    assert _same(tiny_run, again)
+
+
+def test_pretrain__learns(tiny_run: Path) -> None:
+    values = [value for _, name, value in read_metrics(tiny_run / "metrics.csv") if name == "train/loss"]
+    assert all(value == value for value in values)
+    assert min(values[-3:]) < values[0]
+
+
+def test_pretrain__no_report_text_in_what_it_writes(tiny_run: Path) -> None:
+    for path in tiny_run.rglob("*"):
+        if path.is_file():
+            assert b"pleural effusion. Case" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume__after_sigkill_gives_the_same_weights_bit_for_bit(
+    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, workers: int
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "medfm.cli", "pretrain", f"recipe={tiny_recipe}", f"out={out}", f"data.workers={workers}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(checkpoints(out / "checkpoints")) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Whatever instant the kill came at, the run goes on from a checkpoint in the middle of an epoch.
+    for step, path in checkpoints(out / "checkpoints"):
+        if step > 6:
+            path.unlink()
+    assert checkpoints(out / "checkpoints")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert _same(tiny_run, out)
+    assert [s for s, n, _ in read_metrics(out / "metrics.csv") if n == "train/loss"] == list(range(2, 17, 2))
+
+
+def test_sigterm__saves_and_resumes(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "preempted"
+    command = [
+        sys.executable,
+        "-m",
+        "medfm.cli",
+        "pretrain",
+        f"recipe={tiny_recipe}",
+        f"out={out}",
+        "trainer.checkpoint_every=100",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not read_metrics(out / "metrics.csv") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert checkpoints(out / "checkpoints")
+    if process.returncode != 0:  # 0: the signal came after the last step
+        assert process.returncode == 130
+        assert "goes on where it stopped" in errors
+    medfm.pretrain(str(tiny_recipe), {"out": out, "trainer.checkpoint_every": 100})
+    assert _same(tiny_run, out)
+
+
+def test_resume__passes_over_a_damaged_checkpoint(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    run = _copy(tiny_run, tmp_path / "run")
+    newest = checkpoints(run / "checkpoints")[-1][1]
+    newest.write_bytes(newest.read_bytes()[:-200])
+    medfm.pretrain(str(tiny_recipe), {"out": run})
+    assert _same(tiny_run, run)
+
+
+def test_resume__another_recipe_in_the_folder_is_refused(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    run = _copy(tiny_run, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"objective\.temperature: 0\.07 then, 0\.2 now"):
+        medfm.pretrain(str(tiny_recipe), {"out": run, "objective.temperature": 0.2})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        medfm.pretrain(str(tiny_recipe), {"out": run, "resume": "never"})
+
+
+def test_pretrain__a_loss_that_is_not_finite_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
+    from medfm.objectives.contrastive import ContrastiveObjective
+
+    original = ContrastiveObjective.forward
+    calls = 0
+
+    def spoiled(self: Any, batch: Any, generator: Any = None) -> Any:
+        nonlocal calls
+        calls += self.training
+        output = original(self, batch, generator)
+        if calls == 5 and self.training:
+            output.loss = output.loss * float("nan")
+            output.logs["loss_image_to_text"] = torch.tensor(float("nan"))
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveObjective, "forward", spoiled)
+        with pytest.raises(TrainingError, match=r"step 4: loss terms loss, loss_image_to_text not finite.*Lower optimizer\.lr"):
+            medfm.pretrain(str(tiny_recipe), {"out": tmp_path / "nan"})
+    assert [step for step, _ in checkpoints(tmp_path / "nan" / "checkpoints")] == [2, 4]
+
+
+def test_pretrain__bad_rows_are_counted_before_training(tiny_manifest: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    manifest = medfm.read_manifest(tiny_manifest)
+    frame = manifest.frame.copy()
+    frame.loc[0, "image"] = "images/gone.png"
+    frame.loc[1, "report"] = ""
+    frame.loc[2, "label:Left Pleural Effusion"] = 7.0
+    bad = tmp_path / "bad.csv"
+    frame.to_csv(bad, index=False)
+    overrides = {"data.manifest": bad, "data.root": tiny_manifest.parent, "out": tmp_path / "run"}
+    with pytest.raises(DataError) as error:
+        medfm.pretrain(str(tiny_recipe), overrides)
+    text = str(error.value)
+    assert "3 of 48 rows cannot be used" in text
+    assert "images/gone.png" in text
+    assert "Case" not in text
+    assert not (tmp_path / "run").exists()
+    run = medfm.pretrain(str(tiny_recipe), {**overrides, "data.on_error": "skip", "trainer.max_steps": 2})
+    assert (run / "model.safetensors").is_file()
+
+
+def test_init__starts_from_a_weight_file(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    run = medfm.pretrain(
+        str(tiny_recipe), {"out": tmp_path / "tuned", "init": tiny_run, "trainer.max_steps": 1, "optimizer.lr": 1e-12}
+    )
+    left, right = load_file(tiny_run / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.allclose(left[k], right[k], atol=1e-6) for k in left)
