@@ -6,7 +6,6 @@ python -m benchmarks.kermany_zero_shot
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -51,11 +50,11 @@ def main() -> None:
     )
 
     rows, lows = [], {}
-    for finding, row in result["findings"].items():
-        random = row["random"]
-        lows[finding] = (row["auroc"]["value"], row["auroc"]["low"])
-        rows.append([finding, f"{row['n_positive']}/{row['n']}", _interval(row["auroc"]), _interval(random["auroc"])])
-    score, low = lows["pneumonia"]
+    for entry in result["findings"]:
+        lows[entry["name"]] = (entry["auroc"]["value"], entry["auroc"]["low"])
+        counts = f"{entry['positives']}/{entry['images']}"
+        rows.append([entry["name"], counts, _interval(entry["auroc"]), _interval(entry["random"]["auroc"])])
+    score, low = lows["Pneumonia"]
     bars = [
         bar(f"zero-shot pneumonia AUROC >= 0.95: {score:.3f}", score >= 0.95),
         bar(f"lower end of its interval above 0.90: {low:.3f}", low > 0.90),
@@ -71,7 +70,6 @@ def main() -> None:
         table(head, rows),
         "\n".join(bars),
     )
-    (HERE / "expected.json").write_text(json.dumps({"pneumonia_auroc": 0.95, "low": 0.90}) + "\n", encoding="utf-8")
 
 
 def _interval(value: dict[str, float]) -> str:

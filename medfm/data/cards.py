@@ -68,7 +68,7 @@ class Table(Config):
 class Labels(Config):
     """Where labels come from.
 
-    columns: one table column a finding, 1, 0, -1 or empty.
+    columns: one table column a finding, 1, 0, -1 or empty; a prefix "label:" is dropped.
     list: one variable that lists what is present ("Mass|Nodule"); what is not listed is 0.
     values: one variable whose value stands for labels ({NORMAL: {pneumonia: 0}}).
 
@@ -77,7 +77,7 @@ class Labels(Config):
 
     encoding: Literal["columns", "list", "values"]
     column: str = Field(default="", description="the variable, for list and values")
-    columns: tuple[str, ...] = Field(default=(), description="for columns")
+    columns: tuple[str, ...] = Field(default=(), description="for columns; 'label:*' takes all so named")
     rename: Mapping = Field(default_factory=dict, description="spelling in the data -> finding")
     separator: str = Field(default="|", description="for list; brackets and quotes of a Python list are dropped")
     names: tuple[str, ...] = Field(default=(), description="for list: the findings; empty takes all that occur")

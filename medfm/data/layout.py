@@ -113,7 +113,7 @@ def _join(
         keys = [columns.index(c) for c in table.join]
         for row in frame.itertuples(index=False, name=None):
             key = tuple(row[k].strip() for k in keys)
-            values = {c: v.strip() for c, v in zip(columns, row, strict=True) if v.strip() not in EMPTY}
+            values = {c: "" if v.strip() in EMPTY else v.strip() for c, v in zip(columns, row, strict=True)}
             if rows.setdefault(key, values) != values:
                 torn.add(key)
     used: set[tuple[str, ...]] = set()
@@ -130,7 +130,7 @@ def _join(
             rejected.append((path, f"several different rows in {' or '.join(names)}"))
             del variables[path]
             continue
-        variables[path] = {**rows[key], **mine}
+        variables[path] = {**rows[key], **{k: v for k, v in mine.items() if v or k not in rows[key]}}
     if len(rows) > len(used):
         notes.append(f"{len(rows) - len(used):,} rows of {', '.join(names)} are about no image here")
     return rejected
@@ -165,7 +165,8 @@ def label_values(variables: list[Variables], specs: tuple[Labels, ...]) -> dict[
     result: dict[str, list[str]] = {}
     for spec in specs:
         if spec.encoding == "columns":
-            found = {spec.rename.get(c, c): [v.get(c, "") for v in variables] for c in spec.columns}
+            columns = _expand(spec.columns, variables)
+            found = {spec.rename.get(c, c.removeprefix("label:")): [v.get(c, "") for v in variables] for c in columns}
         elif spec.encoding == "values":
             found = _valued(variables, spec)
         else:
@@ -174,6 +175,15 @@ def label_values(variables: list[Variables], specs: tuple[Labels, ...]) -> dict[
             before = result.get(name, [""] * len(variables))
             result[name] = [new or old for new, old in zip(texts, before, strict=True)]
     return result
+
+
+def _expand(columns: tuple[str, ...], variables: list[Variables]) -> list[str]:
+    """'label:*' -> every variable so named, in the order of the table."""
+    known = dict.fromkeys(name for v in variables for name in v) if any(c.endswith("*") for c in columns) else {}
+    found: dict[str, None] = {}
+    for c in columns:
+        found |= dict.fromkeys(k for k in known if k.startswith(c[:-1])) if c.endswith("*") else {c: None}
+    return list(found)
 
 
 def _valued(variables: list[Variables], spec: Labels) -> dict[str, list[str]]:

@@ -134,16 +134,17 @@ def scan(root: Path, files: Iterable[Path] | None, level: str, workers: int, pro
 
 
 def _drop_copies(items: list[Item]) -> tuple[list[Item], list[tuple[str, str]]]:
-    """Two files with one SOP Instance UID are the same image."""
-    first: dict[str, str] = {}
+    """Two files of one patient with one SOP Instance UID are the same image."""
+    first: dict[tuple[str, str], str] = {}
     kept, copies = [], []
     for item in items:
-        uid = item.header.image_id if item.header is not None else ""
-        if uid and uid in first:
-            copies.append((item.path, f"copy of '{first[uid]}' (same SOP Instance UID)"))
-            continue
-        if uid:
-            first[uid] = item.path
+        header = item.header
+        if header is not None and header.image_id:
+            key = (header.patient_id, header.image_id)
+            if key in first:
+                copies.append((item.path, f"copy of '{first[key]}' (same SOP Instance UID)"))
+                continue
+            first[key] = item.path
         kept.append(item)
     return kept, copies
 

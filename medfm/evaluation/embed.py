@@ -69,7 +69,7 @@ def embed(
     with progress_bar("embed", len(paths), progress) as advance, _writer(out, model, rows is not None) as writer:
         for batch in encode_files([model], paths, modalities, batch_size, workers):
             if batch.failures and on_error == "fail":
-                raise unreadable(batch.failures[0], names)
+                raise unreadable(batch.failures[0], names, "on_error")
             failures += batch.failures
             if batch.positions:
                 chosen = None if rows is None else rows[batch.positions]

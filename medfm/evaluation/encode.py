@@ -118,7 +118,7 @@ def encode_all(
     failures: list[Failure] = []
     for batch in encode_files(models, paths, modalities, batch_size, workers):
         if batch.failures and on_error == "fail":
-            raise unreadable(batch.failures[0], names)
+            raise unreadable(batch.failures[0], names, "data.on_error")
         for part, embedding in zip(parts, batch.embeddings, strict=False):
             part.append(embedding)
         positions += batch.positions
@@ -131,11 +131,11 @@ def encode_all(
     return [torch.cat(part) for part in parts], positions, failures
 
 
-def unreadable(failure: Failure, names: Sequence[str]) -> DataError:
-    """The error for a file that stops the work."""
+def unreadable(failure: Failure, names: Sequence[str], key: str) -> DataError:
+    """The error for a file that stops the work; `key` is the knob that would let it go on."""
     name = names[failure.position]
     reason = failure.reason if name in failure.reason else f"'{name}': {failure.reason}"
-    return DataError(f"{reason}. Set on_error=skip to go on without unreadable images")
+    return DataError(f"{reason}. Set {key}=skip to go on without unreadable images")
 
 
 def pick_device(device: str) -> str:

@@ -31,7 +31,13 @@ def zero_shot_table(result: dict[str, Any]) -> RenderableType:
     mean = result["mean"]
     if mean["findings"]:
         table.add_section()
-        cells = [f"mean of {len(mean['findings'])}", "", estimate(mean["auroc"]), _value(mean["auprc"]), _value(mean["accuracy"])]
+        cells = [
+            f"mean of {len(mean['findings'])}",
+            "",
+            estimate(mean["auroc"]),
+            _value(mean["auprc"]),
+            _value(mean["accuracy"]),
+        ]
         table.add_row(*cells, *([_value(mean["random"]["auroc"])] if random else []), style="bold")
     notes = [f"* not in the mean: {item['name']} ({item['reason']})" for item in mean["not_in_mean"]]
     if result["left_out"]:
@@ -63,7 +69,9 @@ def retrieval_table(result: dict[str, Any]) -> RenderableType:
 def _table(title: str, result: dict[str, Any], kind: Any) -> Any:
     about = f"split {result['data']['split']}, {result['images']:,} images of {result['patients']:,} patients"
     heading = f"{title}: {result['model']['name']}, {about}"
-    table = kind(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    table = kind(
+        title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1), header_style="dim"
+    )
     table.add_column("", min_width=14)
     return table
 

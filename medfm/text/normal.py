@@ -130,16 +130,16 @@ def sections_are_normal(report: str) -> bool:
     from medfm.text.report import ADMINISTRATIVE, parse_sections
     from medfm.text.sentences import split_sentences
 
-    if not _GLOBAL.search(" ".join(report.split())) and not re.search(
-        r"(?i)\b(?:normal|unremarkable|negative|findings)\b", report
-    ):
-        return False
     sections = parse_sections(report)
     decisive = sections.get("impression") or sections.get("findings")
     if decisive is None:
         decisive = "\n\n".join(t for name, t in sections.items() if name not in ADMINISTRATIVE)
-    kinds = [classify(s) for s in split_sentences(decisive)]
-    if "global" not in kinds or not set(kinds) <= {"global", "normal", "neutral"}:
+    sentences = split_sentences(decisive)
+    # The cheap question first: most reports call nothing normal as a whole.
+    if not any(_GLOBAL.search(s) for s in sentences):
+        return False
+    kinds = {classify(s) for s in sentences}
+    if "global" not in kinds or not kinds <= {"global", "normal", "neutral"}:
         return False
     findings = sections.get("findings", "")
     return findings == decisive or all(classify(s) != "abnormal" for s in split_sentences(findings))

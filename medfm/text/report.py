@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from medfm.text.clean import PLACEHOLDER, has_placeholder, normalise, normalise_lines
@@ -131,6 +132,12 @@ def parse_sections(text: str) -> dict[str, str]:
     a line, open a line, or run in after a sentence; "LUNGS:" and the like stay inside their section; a header that names the
     examination ("PA AND LATERAL VIEWS OF THE CHEST:") heads the findings where no FINDINGS header does.
     """
+    return dict(_sections(text))
+
+
+@lru_cache(maxsize=16)
+def _sections(text: str) -> tuple[tuple[str, str], ...]:
+    # A report is parsed several times in a row: for its text, its key, whether it is normal.
     text = normalise_lines(text)
     headers = _headers(text)
     explicit = {section for _, _, section in headers}
@@ -157,7 +164,7 @@ def parse_sections(text: str) -> dict[str, str]:
         content = content.strip()
         if any(c.isalnum() or c == "_" for c in content):
             sections[name] = f"{sections[name]}\n\n{content}" if name in sections else content
-    return sections
+    return tuple(sections.items())
 
 
 def _kept(report: str, sections: tuple[str, ...]) -> list[str]:

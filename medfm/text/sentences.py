@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from medfm.text.clean import normalise, normalise_lines
 
@@ -27,6 +28,7 @@ _NUMBER_OF = frozenset({"no", "nos", "nr", "series", "image", "im", "se"})  # "N
 _ENUMERATED = re.compile(r"(?:(?<=\n)|\A|(?<=[.:;!?] ))\(?\d{1,2}[.)]\s+(?=[A-Z_\"'(])")
 _BULLET = re.compile(r"(?:(?<=\n)|\A)[-*•·▪>]+\s+")
 _STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
+_WORD = re.compile(r"\w")
 _BREAK = "\x1e"  # ASCII record separator: clean text holds no control characters
 
 
@@ -55,6 +57,11 @@ def split_sentences(text: str) -> list[str]:
     dropped. No boundary: after titles ("Dr. ___ was told."), inside numbers ("2.5 cm"), after initials and abbreviations. A
     single line break is a wrapped line. A placeholder is never split.
     """
+    return list(_split(text))
+
+
+@lru_cache(maxsize=64)
+def _split(text: str) -> tuple[str, ...]:
     text = normalise_lines(text)
     text = _BULLET.sub(_BREAK, text)
     text = _ENUMERATED.sub(_BREAK, text)
@@ -68,4 +75,4 @@ def split_sentences(text: str) -> list[str]:
                 start = stop.end()
         sentences.append(line[start:])
     stripped = (s.strip() for s in sentences)
-    return [s for s in stripped if any(c.isalnum() or c == "_" for c in s)]
+    return tuple(s for s in stripped if _WORD.search(s))

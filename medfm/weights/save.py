@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _without_folders(value: Any) -> Any:
-    """`value` with absolute paths cut to their last part: a weight file that is passed on tells nothing of a hospital's folders."""
+    """`value` with absolute paths cut to their last part: a file that is passed on tells nothing of a hospital's folders."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -51,8 +52,6 @@ def save_model(
     """
     from safetensors.torch import save_file
 
-    from medfm import __version__
-
     path = Path(path)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
@@ -61,7 +60,7 @@ def save_model(
         {
             **(extra or {}),
             "format": FORMAT,
-            "medfm_version": __version__,
+            "medfm_version": version("medfm"),
             "encoder": recipe["encoder"],
             "dual": {key: objective[key] for key in DualConfig.model_fields if key in objective},
             "preprocess": recipe["preprocess"],

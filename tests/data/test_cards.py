@@ -170,8 +170,7 @@ def test_padchest(tmp_path: Path, png: Write) -> None:
     for i, name in enumerate((image, other, excluded)):
         png(root / f"{i}/{name}")
     table = (
-        ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,Report,"
-        "Labels\n"
+        ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,Report,Labels\n"
         f"0,{image},0,20140915,111,839860,1930.0,F,PA,sin hallazg patolog edad pacient,['normal']\n"
         f"1,{other},1,20140915,111,839860,1930.0,F,L,derram pleural,\"['pleural effusion', ' costophrenic angle blunting']\"\n"
         f"2,{excluded},2,20140915,112,839861,1931.0,M,AP_horizontal,,['exclude']\n"
@@ -239,6 +238,19 @@ def test_kermany(tmp_path: Path, jpg: Write) -> None:
     assert found["test/NORMAL/NORMAL2-IM-0115-0001-0002.jpeg"]["patient_id"] == "IM-0115"
     assert report.manifest.meta["text_kind"] == "label sentences"
     assert report.reasons["the path does not fit the card's layout"] == (1, ["train/NORMAL/thumbs_copy.jpeg"])
+
+
+def test_labels__pattern_takes_every_column_so_named(tmp_path: Path, png: Write) -> None:
+    for i in range(2):
+        png(tmp_path / f"set/{i}.png")
+    (tmp_path / "set" / "t.csv").write_text("image,label:A,label:B,note\n0.png,1,,x\n1.png,0,-1,y\n")
+    (tmp_path / "mine.md").write_text(
+        "---\nname: mine\ntitle: Mine\nmodality: DX\nbody_part: chest\nkind: 2d\nwhere: https://example.org\naccess: open\n"
+        "licence: CC0\ncitation: none\nintensity_units: display\ntext_kind: none\nlayout:\n  images: '*.png'\n"
+        "  tables: [{file: t.csv, join: {image: path}}]\n  labels: [{encoding: columns, columns: ['label:*']}]\n---\n"
+    )
+    report = run(str(tmp_path / "mine.md"), tmp_path / "set")
+    assert report.labels == {"A": {"1": 1, "0": 1, "-1": 0, "": 0}, "B": {"1": 0, "0": 0, "-1": 1, "": 1}}
 
 
 def test_index__card_on_the_wrong_folder_says_what_it_looked_for(tmp_path: Path, jpg: Write) -> None:

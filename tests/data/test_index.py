@@ -199,6 +199,17 @@ def test_index__labels_as_json_columns_or_pattern(tmp_path: Path, png: Write) ->
         run(tmp_path, reports=reports, labels=["zz*"])
 
 
+def test_index__masks_beside_images_are_set_aside(tmp_path: Path, png: Write) -> None:
+    for name in ("images/0.png", "images/1.png", "masks/0.png", "masks/1.png"):
+        png(tmp_path / "images" / name)
+    lines = ["image,mask,text", "images/0.png,masks/0.png,a b", "images/1.png,masks/1.png,c d"]
+    report = run(tmp_path, reports=table(tmp_path / "r.csv", *lines))
+    assert report.manifest.frame["image"].tolist() == ["images/0.png", "images/1.png"]
+    assert report.manifest.frame["mask"].tolist() == ["masks/0.png", "masks/1.png"]
+    assert report.rejected == []
+    assert "2 files are masks of the column 'mask'" in report.notes
+
+
 def test_index__encoding(tmp_path: Path, png: Write) -> None:
     png(tmp_path / "images/0.png")
     (tmp_path / "r.csv").write_bytes(b"f,text\n0,caf\xe9 au lait\n")

@@ -126,3 +126,36 @@ def manifest(pictures: pd.DataFrame) -> Any:
 
     meta = {"card": "pictures", "text_kind": "report", "licence": "CC0"}
     return Manifest(pictures.copy(), Path(pictures.attrs["root"]), meta)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a real, untrained dual encoder for pictures of SIDE pixels."""
+    from medfm.encoders.build import build_dual, build_tokenizer
+    from medfm.encoders.config import DualConfig
+    from medfm.registry import ENCODERS
+    from medfm.weights.save import save_model
+
+    encoder = {"name": "vit", "img_size": [SIDE, SIDE], "patch_size": [4, 4], "embed_dim": 16, "depth": 1, "num_heads": 2}
+    objective = {
+        "text_encoder": {"name": "clip_text", "embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 24},
+        "tokenizer": {"name": "clip", "context_length": 24},
+        "embed_dim": 8,
+    }
+    config = DualConfig.model_validate(objective)
+    tokenizer = build_tokenizer(config.tokenizer)
+    torch.manual_seed(1)
+    dual = build_dual(ENCODERS.parse(encoder), config, tokenizer)
+    recipe = {"encoder": encoder, "objective": objective, "preprocess": {"size": [SIDE, SIDE]}}
+    folder = tmp_path_factory.mktemp("tiny_run")
+    save_model(folder, dual, recipe, tokenizer, {"text_kind": "label sentences", "data_cards": ["phantom"], "licence": "CC0"})
+    return folder
+
+
+@pytest.fixture
+def manifest_file(manifest: Any, tmp_path: Path) -> Path:
+    """`manifest` on disk."""
+    from medfm.data.manifest import write_manifest
+
+    write_manifest(manifest, tmp_path / "manifest.parquet")
+    return tmp_path / "manifest.parquet"

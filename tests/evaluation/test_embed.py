@@ -12,7 +12,7 @@ import pytest
 
 from medfm.errors import ConfigError, DataError
 from medfm.evaluation.config import EmbedConfig
-from medfm.evaluation.embed import embed
+from medfm.evaluation.embed import _find, embed
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray, list[int] | None]:
@@ -101,3 +101,11 @@ def test_embed__refuses_other_formats_and_meaningless_options(brightness: Any, p
         embed(brightness, root, tmp_path / "f.csv", split="test")
     with pytest.raises(ValueError, match=r"does not end in \.parquet"):
         EmbedConfig(model="m", input="i", out="features.pkl")
+
+
+def test_find__dicom_files_of_a_folder_are_one_volume(tmp_path: Path) -> None:
+    for name in ("a/1.dcm", "a/2.dcm", "b/1.dcm", "c.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert _find(tmp_path, volumes=True) == [tmp_path / "a", tmp_path / "b", tmp_path / "c.nii.gz"]
+    assert len(_find(tmp_path, volumes=False)) == 4

@@ -168,3 +168,32 @@ def test_score__is_a_table_a_row_a_finding(brightness: Any, manifest: Any) -> No
     assert table.loc["Bright", "auroc"] == pytest.approx(roc_auc_score(test["label:bright"], test["level"]))
     assert table.loc["Bright", "auroc_low"] <= table.loc["Bright", "auroc"] <= table.loc["Bright", "auroc_high"]
     assert table.attrs["left_out"] == []
+
+
+def test_similarity_map__of_a_volume_shows_the_slice_where_it_peaks() -> None:
+    volume = np.zeros((1, 4, 8, 8), dtype=np.uint8)
+    volume[0, 3] = 200
+
+    class Dual:
+        logit_scale = torch.tensor(0.0)
+
+        def image_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+            tokens = torch.tensor([0.0, 1.0]).repeat(1, 4 * 2 * 2, 1)
+            tokens[0, 13] = torch.tensor([1.0, 0.0])  # slice 3, upper row, right column
+            return tokens, (4, 2, 2)
+
+    class Contract:
+        def __call__(self, image: Any) -> np.ndarray:
+            return volume
+
+        def to_float(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch.float()
+
+    model = FixedModel({"p": [1.0, 0.0], "n": [0.0, 1.0]})
+    model.dual, model.preprocess, model.device = Dual(), Contract(), torch.device("cpu")
+    classifier = ZeroShotClassifier(model, {"findings": {"F": {"positive": "p", "negative": "n"}}})
+    picture, heat = classifier.similarity_map(object(), "F")
+    np.testing.assert_allclose(picture, np.full((8, 8), 200 / 255))
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert heat.shape == (8, 8)
+    assert row < 4 <= column

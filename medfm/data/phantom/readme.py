@@ -10,8 +10,8 @@ _FILMS = """\
     images/*.dcm       films: CR (portable AP) and DX (PA, some LATERAL), 12 bits; about a fifth MONOCHROME1, a fifth compressed
                        (RLE, JPEG-LS, JPEG 2000, all lossless). The patient's left is on the image's right, by a burned-in L
     reports.csv        one row an image: ids, view, sex, age, a split by patient, the report, one column a label (1, 0, -1)
-    masks/*.nii.gz     exact projections of what was put in, (columns, rows, 1) uint16 on the film's grid. They overlap,
-                       so values are sums of bits: `mask & 4` is the heart. A lung is its pleural cavity, with fluid and free air
+    masks/*.nii.gz     exact projections of what was put in, (columns, rows, 1) uint16 on the film's grid. They overlap, so
+                       values are sums of bits: `mask & 4` is the heart. A lung is its pleural cavity, with fluid and air
     boxes.csv          boxes of findings in pixels; x1 and y1 are one beyond the last pixel
     questions.csv      questions with answers, open and closed
 """

@@ -1,0 +1,296 @@
+"""`medfm evaluate` end to end on real files: what is written, what is said, and what must never be."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from medfm.errors import DataError
+from medfm.evaluation import retrieval, zero_shot
+from medfm.evaluation.card import estimate, most_confident, whisker
+from medfm.evaluation.config import RetrievalConfig, ZeroShotConfig
+from medfm.evaluation.provenance import caveats, command, file_hash
+from medfm.evaluation.scoring import Scored
+
+PROMPTS = """
+findings:
+  Bright: {label: bright, positive: [bright field], negative: [dark field]}
+  Absent: {positive: [something], negative: [nothing]}
+"""
+
+
+VOID = ("meta", "img", "br", "line", "circle")
+
+
+class Page(HTMLParser):
+    """Text, image sources and outside references of a page; balanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.images: list[str] = []
+        self.outside: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        values = dict(attrs)
+        self.images += [values["src"]] if tag == "img" else []
+        self.outside += [v for k, v in values.items() if k in ("src", "href") and v and not v.startswith("data:image/")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def settings(kind: type, run: Path, manifest: Path, tmp_path: Path, **changes: Any) -> Any:
+    data = {"manifest": manifest, "workers": 0, "batch_size": 16, **changes.pop("data", {})}
+    return kind(model=run, data=data, bootstrap=60, out=tmp_path / "out", **changes)
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    path = tmp_path / "brightness.yaml"
+    path.write_text(PROMPTS, encoding="utf-8")
+    return path
+
+
+def test_run_zero_shot__writes_the_card_the_numbers_and_the_predictions(
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path, pictures: pd.DataFrame
+) -> None:
+    config = settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file))
+    result = zero_shot.run_zero_shot(config, progress=False)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["card.html", "predictions.parquet", "result.json"]
+    assert json.loads((out / "result.json").read_text()) == result
+
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    assert list(predictions.columns) == ["row", "split", "Bright"]
+    assert predictions["split"].value_counts().to_dict() == {"test": 32, "val": 16}
+    test = predictions[predictions["split"] == "test"]
+    expected = roc_auc_score(pictures["label:bright"].loc[test["row"]], test["Bright"])
+    entry = result["findings"][0]
+    assert entry["auroc"]["value"] == pytest.approx(expected)
+    assert entry["auroc"]["resamples"] + entry["auroc"]["dropped"] == 60
+    assert 0 <= entry["random"]["auroc"]["value"] <= 1
+    reason = "the manifest has no column 'label:Absent'"
+    assert result["left_out"] == [{"name": "Absent", "reason": reason}]
+    assert result["model"]["sha256"] == file_hash(tiny_run / "model.safetensors")
+
+    page = Page((out / "card.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.outside == []
+    for said in (
+        f"{expected:.3f}",
+        "Trained on label sentences: images were aligned with label words, not with reports.",
+        "trained on generated images (phantom)",
+        reason,
+        result["model"]["sha256"],
+        result["model"]["preprocess_hash"],
+        result["data"]["hash"],
+        result["command"],
+        "32 images of 16 patients",
+        "Not a medical device",
+    ):
+        assert said in page.text
+    # Three curves, and two pictures for each example.
+    assert sum(source.startswith("data:image/png") for source in page.images) == 3
+    assert sum(source.startswith("data:image/jpeg") for source in page.images) in (4, 6, 8)
+
+
+def test_run_zero_shot__tells_no_patient_and_no_report(
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    result = zero_shot.run_zero_shot(
+        settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file)), progress=False
+    )
+    retrieval.run_retrieval(
+        settings(RetrievalConfig, tiny_run, manifest_file, tmp_path).model_copy(update={"out": tmp_path / "out2"}),
+        progress=False,
+    )
+    written = [path for folder in ("out", "out2") for path in (tmp_path / folder).iterdir()]
+    assert len(written) == 5
+    for path in written:
+        assert not re.search(rb"SECRET|CONFIDENTIAL", path.read_bytes()), path.name
+    console = Console(record=True, width=100)
+    console.print(zero_shot.render(result))
+    assert not re.search("SECRET|CONFIDENTIAL", console.export_text())
+
+
+def test_run_zero_shot__is_repeatable(tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path) -> None:
+    config = settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file), pictures=False)
+    first, second = (zero_shot.run_zero_shot(config, progress=False) for _ in range(2))
+    assert {k: v for k, v in first.items() if k != "created"} == {k: v for k, v in second.items() if k != "created"}
+
+
+def test_run_zero_shot__pictures_can_be_left_out(
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    config = settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file), pictures=False)
+    zero_shot.run_zero_shot(config, progress=False)
+    page = Page((tmp_path / "out" / "card.html").read_text(encoding="utf-8"))
+    assert all(source.startswith("data:image/png") for source in page.images)
+    assert "This page embeds images" not in page.text
+
+
+def test_run_zero_shot__bad_rows_stop_it_or_are_counted(
+    tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path
+) -> None:
+    from medfm.data.manifest import write_manifest
+
+    manifest.frame.loc[4, "image"] = "images/none.png"
+    write_manifest(manifest, tmp_path / "m.parquet")
+    config = settings(ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompt_file))
+    with pytest.raises(DataError, match=r"1 image files do not exist.*none\.png"):
+        zero_shot.run_zero_shot(config, progress=False)
+    assert not (tmp_path / "out").exists()
+    config = settings(
+        ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompt_file), data={"on_error": "skip"}
+    )
+    result = zero_shot.run_zero_shot(config, progress=False)
+    assert result["images"] == 31
+    assert result["data"]["rows_removed"] == 1
+    assert "1 rows of the manifest were left out" in Page((tmp_path / "out" / "card.html").read_text()).text
+
+
+def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path: Path) -> None:
+    from medfm.data.manifest import write_manifest
+
+    manifest.frame["label:dark"] = 1 - manifest.frame["label:bright"]
+    write_manifest(manifest, tmp_path / "m.parquet")
+    prompts = tmp_path / "classes.yaml"
+    prompts.write_text("method: multiclass\nfindings: {bright: {positive: bright}, dark: {positive: dark}}", encoding="utf-8")
+    result = zero_shot.run_zero_shot(
+        settings(ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompts)), progress=False
+    )
+    assert np.sum(result["classes"]["confusion"]) == result["classes"]["images"] == 32
+    # Two classes that exclude each other mirror each other.
+    assert result["findings"][0]["auroc"]["value"] == pytest.approx(result["findings"][1]["auroc"]["value"])
+    assert "Top-1 accuracy, 2 classes" in Page((tmp_path / "out" / "card.html").read_text()).text
+
+
+def test_render__names_every_finding_and_the_card(
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path
+) -> None:
+    result = zero_shot.run_zero_shot(
+        settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file)), progress=False
+    )
+    console = Console(record=True, width=200)
+    console.print(zero_shot.render(result))
+    text = console.export_text()
+    for said in (
+        "Bright",
+        estimate(result["findings"][0]["auroc"]),
+        "mean of 1",
+        "not scored: Absent",
+        "label words",
+        "card.html",
+    ):
+        assert said in text
+
+
+def test_run_retrieval__against_its_own_embeddings(
+    tiny_run: Path, manifest_file: Path, tmp_path: Path, pictures: pd.DataFrame
+) -> None:
+    from medfm.weights.load import load_model
+
+    result = retrieval.run_retrieval(settings(RetrievalConfig, tiny_run, manifest_file, tmp_path), progress=False)
+    test = pictures[pictures["split"] == "test"]
+    distinct = list(dict.fromkeys(test["report"]))
+    model = load_model(tiny_run)
+    images = model.encode_images([Path(pictures.attrs["root"]) / name for name in test["image"]]).double()
+    similarity = (images @ model.encode_texts(distinct).double().T).numpy()
+    own = np.array([distinct.index(report) for report in test["report"]])
+    best = np.argsort(-similarity, axis=1)
+    to_report, to_image = result["directions"]
+    assert result["texts"] == len(distinct)
+    assert to_report["candidates"] == len(distinct)
+    assert to_image["candidates"] == result["images"] == 32
+    for k in (1, 5, 10):
+        hits = (best[:, :k] == own[:, None]).any(axis=1)
+        assert to_report["recall"][str(k)]["value"] == pytest.approx(hits.mean())
+        assert to_report["chance"][str(k)] == pytest.approx(k / len(distinct))
+    assert {"recall", "median_rank"} <= set(to_image["random"])
+    page = Page((tmp_path / "out" / "card.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.outside == []
+    assert estimate(to_report["recall"]["5"]) in page.text
+    console = Console(record=True, width=160)
+    console.print(retrieval.render(result))
+    assert "image to report  R@10" in console.export_text()
+
+
+def test_run_retrieval__needs_two_reports(tiny_run: Path, manifest: Any, tmp_path: Path) -> None:
+    from medfm.data.manifest import write_manifest
+
+    manifest.frame["report"] = "the same."
+    write_manifest(manifest, tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="32 reports, fewer than two distinct"):
+        retrieval.run_retrieval(settings(RetrievalConfig, tiny_run, tmp_path / "m.parquet", tmp_path), progress=False)
+
+
+def test_command__names_what_differs_from_the_defaults() -> None:
+    config = ZeroShotConfig(
+        model="runs/a b",
+        data={"manifest": "m.parquet", "split": "val"},
+        findings=("Edema", "Pleural Effusion"),
+        random_baseline=False,
+    )
+    assert command("evaluate zero_shot", config) == (
+        "medfm evaluate zero_shot 'model=runs/a b' data.manifest=m.parquet data.split=val "
+        "'findings=[Edema,Pleural Effusion]' random_baseline=false"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "cards", "expected"),
+    [
+        ("report", ["mimic_cxr"], []),
+        (
+            "label sentences",
+            ["kermany"],
+            ["Trained on label sentences: images were aligned with label words, not with reports."],
+        ),
+        ("", [], ["Neither the weight file nor the manifest says what kind of text the model was trained on."]),
+    ],
+)
+def test_caveats__say_what_the_text_was(kind: str, cards: list[str], expected: list[str]) -> None:
+    assert caveats({"text_kind": kind, "data_cards": cards}, {"text_kind": "", "card": "x"}) == expected
+
+
+def test_most_confident__picks_the_farthest_of_each_kind() -> None:
+    target = np.array([1, 1, 0, 0, 0, 1])
+    probability = np.array([0.9, 0.8, 0.7, 0.6, 0.1, 0.45])
+    case = Scored(np.arange(6), target, probability, None, 0.5)
+    assert most_confident(case) == [
+        ("right: finding present", 0),
+        ("right: finding absent", 4),
+        ("wrong: called present", 2),
+        ("wrong: missed", 5),
+    ]
+
+
+def test_whisker__places_the_dot_by_value() -> None:
+    entry = {"auroc": {"value": 0.75, "low": 0.5, "high": 1.0}, "random": {"auroc": {"value": 0.5}}}
+    drawn = str(whisker(entry, width=110))
+    assert '<circle class="model" cx="80.0"' in drawn
+    assert '<circle class="random" cx="55.0"' in drawn
+    assert '<line class="interval" x1="55.0" x2="105.0"' in drawn
