@@ -21,7 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/medfm phantom kind=chest_xray n=2000 seed=0 out=$(DEMO)/phantom
-	$(BIN)/medfm index images=$(DEMO)/phantom/images reports=$(DEMO)/phantom/reports.csv card=phantom out=$(DEMO)/manifest.parquet
+	$(BIN)/medfm index card=phantom root=$(DEMO)/phantom out=$(DEMO)/manifest.parquet
 	$(BIN)/medfm pretrain recipe=phantom_demo data.manifest=$(DEMO)/manifest.parquet out=$(DEMO)/run
 	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet prompts=phantom out=$(DEMO)/zero_shot
 

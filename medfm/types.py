@@ -108,6 +108,7 @@ class Batch:
         text_group: (B,) int64 code; equal numbers mean the same text, or reports that are both normal. -1: no text.
         labels: (B, L) float, 1, 0, -1 (uncertain) or NaN (not stated); L may be 0.
         index: (B,) row in the manifest.
+        drawn: (B,) int64 code of the very text in `tokens`: different reports may be drawn the same sentence. -1: no text.
     """
 
     images: torch.Tensor
@@ -117,6 +118,7 @@ class Batch:
     text_group: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
+    drawn: torch.Tensor | None = None
 
 
 @dataclass

@@ -157,9 +157,9 @@ def main() -> None:
         "Tiled contrastive losses against open_clip's",
         f"N = {n} pairs, d = {d}, float32, tile {tile}, {arguments.threads} thread(s), open_clip_torch "
         f"{version('open_clip_torch')}; forward and backward. Seconds and ratios are medians of {arguments.pairs} interleaved "
-        "pairs by the wall clock, in brackets the smallest and largest ratio. Saved: bytes of distinct storages that autograd keeps between forward and "
-        "backward. Error: norm of the difference from float64 over the norm, the largest of the image, text and logit-scale "
-        "gradients.",
+        "pairs by the wall clock, in brackets the smallest and largest ratio. Saved: bytes of distinct storages that autograd "
+        "keeps between forward and backward. Error: norm of the difference from float64 over the norm, the largest of the "
+        "image, text and logit-scale gradients.",
         table((*head, "gradient error", "open_clip's"), rows),
         f"Masking same-patient and same-text pairs (two group codes) multiplies the processor time by {masking:.2f}.",
         "\n".join(verdicts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -216,7 +217,14 @@ class StudyDataset(Dataset):
             text_group=torch.tensor([s.text_group for s in samples]),
             labels=torch.stack([s.labels for s in samples]),
             index=torch.tensor([s.index for s in samples]),
+            drawn=torch.tensor([_text_code(s.text) for s in samples]),
         )
+
+
+def _text_code(text: str) -> int:
+    """The same number for the same text in every process; -1 for none."""
+    key = text_key(text)
+    return int.from_bytes(hashlib.blake2s(key.encode(), digest_size=8).digest(), "little") >> 1 if key else -1
 
 
 def select(manifest: Manifest, split: str | None, views: tuple[str, ...] = ()) -> pd.DataFrame:

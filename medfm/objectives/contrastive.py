@@ -103,6 +103,8 @@ class ContrastiveObjective(nn.Module):
             groups.append(batch.patient[: image.shape[0]])
         if self.config.mask_same_text:
             groups.append(batch.text_group[: image.shape[0]])
+            if batch.drawn is not None:  # sampling sentences can draw the same one from different reports
+                groups.append(batch.drawn[: image.shape[0]])
         gather, tile, scale = self.gather or current_gather(), self.config.tile, self.dual.logit_scale
         if self.config.loss == "sigmoid":
             assert self.dual.logit_bias is not None
@@ -119,7 +121,10 @@ def _rows_with_text(batch: Batch) -> tuple[Batch, int]:
     """
     if batch.tokens is None:
         raise DataError("the contrastive objective learns from reports, but the batch has no text; index with reports=...")
-    has_text = (batch.text_group >= 0).nonzero().squeeze(1)
+    with_text = batch.text_group >= 0
+    if batch.drawn is not None:
+        with_text &= batch.drawn >= 0
+    has_text = with_text.nonzero().squeeze(1)
     size = batch.text_group.shape[0]
     dropped = size - has_text.numel()
     if dropped == 0:

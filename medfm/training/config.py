@@ -65,6 +65,9 @@ class PretrainConfig(Config):
         description="auto: go on where the run folder stopped; never: refuse a used folder; or a checkpoint file",
     )
     init: InputPath | None = Field(default=None, description="medfm weights to start from (a run folder or model.safetensors)")
+    init_allow: tuple[str, ...] = Field(
+        default=(), description="name patterns of tensors that `init` may leave out, e.g. [text_encoder.*, text_projection.*]"
+    )
     plugins: tuple[str, ...] = Field(default=(), description="modules imported first, which register components")
     data: DataConfig
     preprocess: PreprocessConfig = PreprocessConfig()

@@ -84,7 +84,9 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     if config.init is not None and checkpoint is None:
         from medfm.weights.load import load_tensors_into
 
-        load_tensors_into(dual, config.init)
+        started = load_tensors_into(dual, config.init, allow=config.init_allow)
+        if started.missing or started.unused:
+            log.warning("init: %d tensors start at random, %d are unused", len(started.missing), len(started.unused))
     objective = OBJECTIVES.build(config.objective, dual=dual)
 
     loaders = Loaders(manifest, config, preprocess, tokenizer)

@@ -62,8 +62,8 @@ def test_resolve__reports_all_problems_with_their_places(here: Path) -> None:
         "  objective.image_weight  75 is above 1   (line 4)",
         "  trainer.devces   unknown key; did you mean 'trainer.devices'?   (command line)",
         "  trainer.max_epochs   'many' is not a number   (line 7)",
-        "  trainer.precision   'bf16-mixd' is not one of '32-true', 'bf16-mixed', '16-mixed', 'bf16-true'; did you mean 'bf16-mixed'?"
-        "   (line 6)",
+        "  trainer.precision   'bf16-mixd' is not one of '32-true', 'bf16-mixed', '16-mixed', 'bf16-true'; did you mean "
+        "'bf16-mixed'?   (line 6)",
     ]
 
 

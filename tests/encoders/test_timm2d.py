@@ -40,13 +40,11 @@ def test_timm__feature_map_becomes_patch_tokens(name: str, width: int, size: int
     torch.testing.assert_close(output.patch_tokens[:, side], expected)  # row 1, column 0
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224"])
-def test_timm__mean_of_tokens_is_timms_pooled_feature(name: str) -> None:
+def test_timm__mean_of_tokens_is_timms_pooled_feature() -> None:
     import timm
 
-    model = encoder(name)
-    options = {"img_size": 64} if name.startswith("swin") else {}
-    reference = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **options).eval()
+    model = encoder("resnet10t")
+    reference = timm.create_model("resnet10t", pretrained=False, in_chans=1, num_classes=0).eval()
     reference.load_state_dict(model.model.state_dict())
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
@@ -103,8 +101,7 @@ def test_timm__what_a_model_cannot_do_is_said() -> None:
         encoder("convnext_atto", size=2)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("channels", "suffix"), [(1, ".pth"), (1, ".safetensors"), (3, ".pth"), (4, ".safetensors")])
 def test_timm__rgb_file_is_adapted_as_timm_does(channels: int, suffix: str, tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file

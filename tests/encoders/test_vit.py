@@ -175,7 +175,7 @@ def test_vit__dropout_acts_in_training_alone() -> None:
 
 
 def test_vit__initial_values() -> None:
-    model = small(embed_dim=192, depth=2)
+    model = small(embed_dim=192, depth=2).requires_grad_(False)
     linear = model.blocks[0].mlp.fc1
     assert float(linear.weight.std()) == pytest.approx(0.02, rel=0.05)
     assert float(linear.weight.abs().max()) < 2.0

@@ -38,7 +38,8 @@ def test_figures__hold_the_numbers() -> None:
     np.testing.assert_allclose(lines["model"].get_ydata(), plots.roc_points(target, score)[1])
     assert (lines["threshold from val"].get_xdata()[0], lines["threshold from val"].get_ydata()[0]) == (0.0, 0.5)
     assert "random weights" in lines
-    assert "ECE 0.2" in plots.reliability_figure(calibration(target, score)).axes[0].get_title(loc="left")
+    # One image a bin: (0.2 + 0.4 + 0.7 + 0.1) / 4.
+    assert "ECE 0.35" in plots.reliability_figure(calibration(target, score)).axes[0].get_title(loc="left")
     image = decode(plots.curve_uri(figure))
     assert image.format == "PNG"
     # The ground is clear, so that the page's own shows in light and dark.

@@ -60,6 +60,18 @@ def test_masking__can_be_switched_off(make_objective: Make, make_batch: Make) ->
     assert masked(mask_same_patient=False, mask_same_text=False) == 0.0
 
 
+def test_masking__knows_the_sentence_that_was_drawn(make_objective: Make, make_batch: Make) -> None:
+    drawn = torch.arange(10)
+    drawn[[6, 7]] = 50  # two reports, one sentence
+    drawn[8] = -1  # a report of which nothing was kept
+    logs = make_objective()(replace(make_batch(), drawn=drawn)).logs
+    assert float(logs["rows_without_text"]) == 2.0
+    assert float(logs["masked_negatives"]) == pytest.approx(6 / (8 * 7))
+    assert float(make_objective(mask_same_text=False)(replace(make_batch(), drawn=drawn)).logs["masked_negatives"]) == (
+        pytest.approx(2 / (8 * 7))
+    )
+
+
 def test_rows_without_text__change_nothing_even_where_they_give_nan(
     make_objective: Make, make_batch: Make, gradients: Make
 ) -> None:

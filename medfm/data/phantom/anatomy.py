@@ -11,10 +11,10 @@ from medfm.data.phantom.shapes import Points, Solid, bezier, cylinder, ellipsoid
 # Linear attenuation at an effective energy of 70 keV, per mm (density times the NIST XCOM mass attenuation, rounded).
 MU_SOFT = 0.0200
 MU_LUNG = 0.0048
-MU_NODULE = 0.0240  # a little calcium
+MU_NODULE = 0.0300  # with calcium, as a granuloma
 MU_CORTICAL = 0.0560
 MU_TRABECULAR = 0.0280
-MU_DEVICE = 0.1600
+MU_DEVICE = 0.3000
 
 SIDES = ("right", "left")
 SIGN = {"right": -1.0, "left": 1.0}  # x grows to the patient's left
@@ -174,6 +174,10 @@ def build(patient: Patient, breath: float, congestion: float, arms_up: bool, rng
     ]
     if not arms_up:
         bones += [(e(s * 196, 15, 112, 25, 25, 26), MU_TRABECULAR + 0.003 - MU_SOFT) for s in (-1, 1)]
+    bone_points = _bones(patient, rng)
+    if arms_up:
+        # The shoulder blades turn away with the arms: what would stick out of the narrower body is left out.
+        bone_points = [(p.where(np.any([part.inside(p.position) for part in body], axis=0)), mu) for p, mu in bone_points]
     return Anatomy(
         patient=patient,
         body=body,
@@ -182,7 +186,7 @@ def build(patient: Patient, breath: float, congestion: float, arms_up: bool, rng
         heart=heart,
         gas=gas,
         bones=bones,
-        bone_points=_bones(patient, rng),
+        bone_points=bone_points,
         airway=_airway(patient),
         vessels=vessels,
         hilum=hilum,
@@ -282,7 +286,7 @@ def _ribs(patient: Patient, rng: np.random.Generator) -> np.ndarray:
     """(22, S, 3) centre lines of ribs 1 to 11, right then left: from the spine round the cage to where cartilage begins."""
     w, d, h = patient.width, patient.depth, patient.height
     k = np.arange(11)[:, None]
-    turn = np.deg2rad(_RIB_SPAN - 10) * np.linspace(0, 1, 190)
+    turn = np.deg2rad(_RIB_SPAN - 10) * np.linspace(0, 1, 160)
     angle, turn = turn + np.deg2rad(10), turn / np.deg2rad(135)
     fall = 5 * h * np.sin(np.pi * np.clip(turn * 3, 0, 1)) - _RIB_DROP * h * turn**1.25
     sides = []
@@ -315,7 +319,7 @@ def _rods(lines: np.ndarray, tall: np.ndarray, thick: float, cortical: list[Poin
         into.append(Points(position, np.broadcast_to(volume, (len(shares), *volume.shape)).reshape(-1)))
 
     full, core = np.pi * tall * thick, np.pi * (tall - 1.3) * (thick - 1.3)
-    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     put([(float(np.cos(a)), float(np.sin(a))) for a in angles], full - core, cortical)
     put([(0.0, 0.0)] + [(0.5 * float(np.cos(a)), 0.5 * float(np.sin(a))) for a in angles[::2]], core, marrow)
 

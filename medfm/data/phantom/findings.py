@@ -58,6 +58,8 @@ def draw(view: str, rng: np.random.Generator) -> list[Finding]:
     count = int(rng.choice(len(_HOW_MANY), p=_HOW_MANY))
     weights = np.array(list(_WEIGHTS.values()))
     names = [str(n) for n in rng.choice(list(_WEIGHTS), size=count, replace=False, p=weights / weights.sum())]
+    if "Edema" in names:
+        names = [n for n in names if n in ("Edema", "Pleural Effusion")]  # flooded lungs hide the others
     found: list[Finding] = []
     taken: dict[str, list[Finding]] = {side: [] for side in SIDES}
     for name in sorted(names, key=FINDINGS.index):
@@ -100,14 +102,14 @@ def _room(name: str, side: str, taken: dict[str, list[Finding]], rng: np.random.
 def _sized(name: str, side: str, zone: str, rng: np.random.Generator) -> Finding:
     subtle = rng.random() < 0.09
     hedged = bool(subtle and rng.random() < 0.7)
-    extent: Extent = ("small", "moderate", "large")[int(rng.choice(3, p=(0.22, 0.45, 0.33)))]
+    extent: Extent = ("small", "moderate", "large")[int(rng.choice(3, p=(0.18, 0.44, 0.38)))]
     if subtle:
         extent = "small"
     ranges: tuple[tuple[float, float], dict[str, tuple[float, float]]] = {
         "Pleural Effusion": ((0.09, 0.12), {"small": (0.19, 0.25), "moderate": (0.27, 0.40), "large": (0.42, 0.60)}),
         "Pneumothorax": ((8.0, 12.0), {"small": (17.0, 23.0), "moderate": (24.0, 38.0), "large": (40.0, 60.0)}),
-        "Consolidation": ((28.0, 36.0), {"small": (44.0, 52.0), "moderate": (54.0, 72.0), "large": (76.0, 100.0)}),
-        "Nodule": ((8.0, 11.0), {"small": (13.0, 17.0), "moderate": (18.0, 25.0), "large": (26.0, 35.0)}),
+        "Consolidation": ((30.0, 38.0), {"small": (48.0, 58.0), "moderate": (60.0, 78.0), "large": (80.0, 105.0)}),
+        "Nodule": ((9.0, 12.0), {"small": (15.0, 18.0), "moderate": (19.0, 26.0), "large": (27.0, 36.0)}),
     }[name]
     low, high = ranges[0] if subtle else ranges[1][extent]
     amount = float(rng.uniform(low, high))

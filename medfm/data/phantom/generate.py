@@ -46,7 +46,7 @@ def generate(
     if kind not in DEFAULT_SIZE:
         raise ConfigError(f"kind '{kind}' is not one of {', '.join(DEFAULT_SIZE)}")
     size = DEFAULT_SIZE[kind] if size is None else size
-    for name, value, low in (("n", n, 1), ("seed", seed, 0), ("size", size, 32), ("workers", workers, 1)):
+    for name, value, low in (("n", n, 1), ("seed", seed, 0), ("size", size, 64), ("workers", workers, 1)):
         if value < low:
             raise ConfigError(f"{name} must be at least {low}, got {value}")
     if size > 1024:

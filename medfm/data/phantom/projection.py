@@ -262,7 +262,7 @@ def detect(
     attenuation: np.ndarray, exposure: Exposure, mask: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Attenuation integrals -> 12-bit detector values, and a display window. Collimation spares what `mask` shows."""
-    from scipy.ndimage import gaussian_filter, zoom
+    from scipy.ndimage import gaussian_filter
 
     size = attenuation.shape[0]
     primary = np.exp(-attenuation)
@@ -270,7 +270,7 @@ def detect(
     step = max(size // 32, 1)
     coarse = np.minimum(primary, 0.25)[: size // step * step, : size // step * step]
     coarse = coarse.reshape(size // step, step, size // step, step).mean(axis=(1, 3))
-    scatter = zoom(gaussian_filter(coarse, 3.5), size / (size // step), order=1)[:size, :size]
+    scatter = _enlarge(gaussian_filter(coarse, 3.5), step, size)
     share = 0.17 if exposure.view == "PA" else 0.24
     signal = gaussian_filter(primary, 0.55 * size / 256) + share * scatter
     quanta = np.maximum(signal, 1e-5) * 60_000 * exposure.dose * (256 / size) ** 2
@@ -317,7 +317,7 @@ def _hull(spans: list[Span], shape: tuple[int, int]) -> Span:
 
 def _texture(size: int, mm: float, rng: np.random.Generator) -> np.ndarray:
     """(size, size) smooth noise of standard deviation about 0.05: lobules and small vessels that no ray resolves."""
-    from scipy.ndimage import gaussian_filter, zoom
+    from scipy.ndimage import gaussian_filter
 
     noise = np.zeros((size, size), np.float32)
     for grain, strength in ((2.2, 0.03), (6.0, 0.035), (16.0, 0.03)):
@@ -325,10 +325,19 @@ def _texture(size: int, mm: float, rng: np.random.Generator) -> np.ndarray:
         step = max(int(grain / mm / 2), 1)
         n = -(-size // step) + 1
         layer = gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), grain / mm / step, truncate=3)
-        if step > 1:
-            layer = zoom(layer, step, order=1)[:size, :size]
-        noise += strength / layer.std() * layer[:size, :size]
+        noise += strength / layer.std() * _enlarge(layer, step, size)
     return noise
+
+
+def _enlarge(coarse: np.ndarray, step: int, size: int) -> np.ndarray:
+    """(n, n) cells of `step` pixels -> (size, size), bilinear between the cells' middles; 10x scipy's zoom."""
+    if step == 1:
+        return coarse[:size, :size]
+    at = np.clip((np.arange(size) + 0.5) / step - 0.5, 0, len(coarse) - 1)
+    low = np.minimum(at.astype(int), len(coarse) - 2)
+    share = (at - low).astype(np.float32)
+    rows = coarse[low] * (1 - share[:, None]) + coarse[low + 1] * share[:, None]
+    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
 
 
 def _haze(scene: Scene, side: str, rays: Rays) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medfm.data.phantom import phrases as p
-from medfm.data.phantom.findings import FINDINGS, SIDED, Finding
+from medfm.data.phantom.findings import SIDED, Finding
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
@@ -117,10 +117,3 @@ def _say(template: str, rng: np.random.Generator, sentence: bool = True, **value
     # 8, 11 and 18 are spoken with a vowel.
     text = re.sub(r"\b([Aa]) (?=(?:8|11|18)(?:\.\d)? )", r"\1n ", text)
     return text[:1].upper() + text[1:] if sentence else text
-
-
-def assert_known(found: list[Finding]) -> None:
-    """A finding without words would go unreported."""
-    for finding in found:
-        assert finding.name in FINDINGS
-        assert not finding.hedged or finding.name in p.POSSIBLE

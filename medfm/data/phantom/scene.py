@@ -69,7 +69,7 @@ def make(anatomy: Anatomy, found: list[Finding], supine: bool, rng: np.random.Ge
             lung, core = (_collapsed(anatomy, side, finding.amount + pleura, supine) for pleura in (0.0, 1.5))
             scene.collapsed[side] = lung, core
         elif finding.name == "Consolidation":
-            density = 0.38 if finding.hedged else 0.78
+            density = 0.42 if finding.hedged else 0.88
             scene.blobs[side] = _consolidation(anatomy, finding, rng), density
         elif finding.name == "Nodule":
             radius = finding.amount / 2
@@ -176,12 +176,12 @@ def _device(anatomy: Anatomy, finding: Finding, rng: np.random.Generator) -> lis
     if finding.kind == "endotracheal tube":
         line = resample(np.array([[0, 12, 260], [-1, 15, 200], [-3, 20, 90], [-3, 21, 66]]) * scale, 0.8)
         stripe = line + np.array([3.0, -3.0, 0], np.float32)
-        return [(tube(stripe, 1.1, ((0.6, 4),)), MU_DEVICE), (tube(line, 5.0, ((0.9, 8),)), 0.012)]
+        return [(tube(stripe, 1.6, ((0.6, 4),)), MU_DEVICE), (tube(line, 5.0, ((0.9, 10),)), 0.03)]
     if finding.kind == "central line":
         start = [[s * 40, 8, 230], [s * 36, 2, 150]] if rng.random() < 0.6 else [[s * 130, -75, 96], [s * 80, -60, 108]]
         tip = [-18, -8, float(rng.uniform(8, 36))]
         line = resample(_curve(np.array([*start, *vein[:1], tip]) * scale), 0.8)
-        return [(tube(line, 1.5, ((0.6, 4),)), MU_DEVICE)]
+        return [(tube(line, 1.7, ((0.6, 4),)), MU_DEVICE)]
     # Pacemaker: a titanium can under the skin below the clavicle, leads through the subclavian vein to the right heart.
     front = -(112 * p.depth + p.fat) * 0.78
     place = np.array([s * 108 * p.width, front, 62 * p.height])
@@ -195,8 +195,8 @@ def _device(anatomy: Anatomy, finding: Finding, rng: np.random.Generator) -> lis
     leads = []
     for end in (atrium, apex):
         route = np.concatenate([(place + np.array([0, 8, 18]))[None], np.array([[s * 70, -48, 106], *vein[:1]]) * scale, end])
-        leads.append(tube(resample(_curve(route), 0.8), 1.15, ((0.5, 4),)))
-    return [(Points(can, volume), 0.6 * MU_DEVICE), (join(leads), MU_DEVICE)]
+        leads.append(tube(resample(_curve(route), 0.8), 1.4, ((0.5, 4),)))
+    return [(Points(can, volume), MU_DEVICE), (join(leads), MU_DEVICE)]
 
 
 def _curve(knots: np.ndarray) -> np.ndarray:
