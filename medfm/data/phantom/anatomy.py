@@ -11,7 +11,7 @@ from medfm.data.phantom.shapes import Points, Solid, bezier, cylinder, ellipsoid
 # Linear attenuation at an effective energy of 70 keV, per mm (density times the NIST XCOM mass attenuation, rounded).
 MU_SOFT = 0.0200
 MU_LUNG = 0.0048
-MU_NODULE = 0.0300  # with calcium, as a granuloma
+MU_NODULE = 0.0340  # with calcium, as a granuloma
 MU_CORTICAL = 0.0560
 MU_TRABECULAR = 0.0280
 MU_DEVICE = 0.3000

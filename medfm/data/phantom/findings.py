@@ -109,7 +109,7 @@ def _sized(name: str, side: str, zone: str, rng: np.random.Generator) -> Finding
         "Pleural Effusion": ((0.09, 0.12), {"small": (0.19, 0.25), "moderate": (0.27, 0.40), "large": (0.42, 0.60)}),
         "Pneumothorax": ((8.0, 12.0), {"small": (17.0, 23.0), "moderate": (24.0, 38.0), "large": (40.0, 60.0)}),
         "Consolidation": ((30.0, 38.0), {"small": (48.0, 58.0), "moderate": (60.0, 78.0), "large": (80.0, 105.0)}),
-        "Nodule": ((9.0, 12.0), {"small": (15.0, 18.0), "moderate": (19.0, 26.0), "large": (27.0, 36.0)}),
+        "Nodule": ((9.0, 12.0), {"small": (16.0, 19.0), "moderate": (20.0, 28.0), "large": (29.0, 36.0)}),
     }[name]
     low, high = ranges[0] if subtle else ranges[1][extent]
     amount = float(rng.uniform(low, high))

@@ -255,7 +255,7 @@ def test_ct__findings_have_their_density_and_place() -> None:
                 "Pleural Effusion": (-10, 40),
                 "Pneumothorax": (-1024, -950),
                 "Consolidation": (-320, 0),
-                "Nodule": (350, 700),
+                "Nodule": (500, 900),
             }[finding.name]
             assert low < middle < high
             # LPS: x and the first index grow to the patient's left.
