@@ -96,7 +96,9 @@ class PretrainModule(LightningModule):
         if (batch_idx + 1) % self.config.trainer.accumulate == 0:
             self.objective.after_optimizer_step(self.global_step, self.total_steps)  # type: ignore[operator]
         if self.global_step % self.config.trainer.log_every == 0 and self._last is not None:
-            logs = {f"train/{name}": float(value) for name, value in {**self._last.logs, "loss": self._last.loss}.items()}
+            logs = {
+                f"train/{name}": float(value.detach()) for name, value in {**self._last.logs, "loss": self._last.loss}.items()
+            }
             logs["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
             logs["epoch"] = (batch_idx + 1) / self.batches_per_epoch
             self._write(logs)
