@@ -20,9 +20,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/medfm phantom kind=chest_xray n=2000 seed=0 out=$(DEMO)/phantom
+	$(BIN)/medfm phantom kind=chest_xray n=2000 seed=0 masks=false out=$(DEMO)/phantom
 	$(BIN)/medfm index card=phantom root=$(DEMO)/phantom out=$(DEMO)/manifest.parquet
 	$(BIN)/medfm pretrain recipe=phantom_demo data.manifest=$(DEMO)/manifest.parquet out=$(DEMO)/run
+	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet prompts=phantom_sides out=$(DEMO)/left_right
 	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet prompts=phantom out=$(DEMO)/zero_shot
 
 test: $(VENV)/.installed-dev

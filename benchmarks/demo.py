@@ -5,18 +5,22 @@ python -m benchmarks.demo
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import ROOT, bar, table, write
 
-SIDES = ("Left ", "Right ")
-
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="copy the demo's folder here")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "medfm"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -25,15 +29,15 @@ def main() -> None:
         minutes = (time.perf_counter() - start) / 60
         if done.returncode:
             raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-        result = json.loads((clone / "demo" / "zero_shot" / "result.json").read_text())
-    whole = [e for e in result["findings"] if not e["name"].startswith(SIDES)]
-    sides = [e for e in result["findings"] if e["name"].startswith(SIDES)]
+        whole, sides = (_findings(clone / "demo" / name) for name in ("zero_shot", "left_right"))
+        if arguments.keep:
+            shutil.copytree(clone / "demo", arguments.keep, dirs_exist_ok=True)
     mean = sum(e["auroc"]["value"] for e in whole) / len(whole)
-    side = min(e["auroc"]["value"] for e in sides)
     side_mean = sum(e["auroc"]["value"] for e in sides) / len(sides)
+    side = min(e["auroc"]["value"] for e in sides)
     rows = [
         [e["name"], f"{e['positives']}/{e['images']}", _interval(e["auroc"]), f"{e['random']['auroc']['value']:.3f}"]
-        for e in result["findings"]
+        for e in [*whole, *sides]
     ]
     bars = [
         bar(
@@ -54,6 +58,11 @@ def main() -> None:
         table(["finding", "positive/n", "AUROC [95 % interval]", "random weights"], rows),
         "\n".join(bars),
     )
+
+
+def _findings(folder: Path) -> list[dict[str, Any]]:
+    findings: list[dict[str, Any]] = json.loads((folder / "result.json").read_text())["findings"]
+    return findings
 
 
 def _interval(value: dict[str, float]) -> str:

@@ -54,7 +54,14 @@ def main() -> None:
         bar(f"`medfm validate` with a typo <= 0.6 s, exit 2, no traceback, all problems listed: {typo:.2f} s", typo <= 0.6),
     ]
     table_ = table(["command", "median s", "worst s", "bar s"], rows)
-    write("startup", "Start-up", f"{RUNS} runs after one warm-up.", table_, f"```\n{text.rstrip().replace(str(ROOT), '.')}\n```", "\n".join(bars))
+    write(
+        "startup",
+        "Start-up",
+        f"{RUNS} runs after one warm-up.",
+        table_,
+        f"```\n{text.rstrip().replace(str(ROOT), '.')}\n```",
+        "\n".join(bars),
+    )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class TrainerConfig(Config):
         default=1, ge=1, description="batches an optimiser step; for contrastive prefer objective.cache_chunk"
     )
     clip_grad: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: off")
+    channels_last: bool = Field(default=False, description="memory layout of 2D images and encoder; faster for convolutions")
     compile: bool = Field(default=False, description="torch.compile the encoders")
     val_every: float = Field(default=1.0, gt=0, description="epochs between validations")
     checkpoint_every: float = Field(default=1.0, gt=0, description="epochs between resumable checkpoints")

@@ -62,7 +62,10 @@ class PretrainModule(LightningModule):
         images = self.preprocess.to_unit(batch.images)
         if generator is not None:
             images = self.augment(images, generator)
-        batch.images = self.preprocess.normalise(images)
+        images = self.preprocess.normalise(images)
+        if self.config.trainer.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        batch.images = images
         output: ObjectiveOutput = self.objective(batch, generator)
         return output
 

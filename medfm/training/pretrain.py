@@ -87,6 +87,8 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
         started = load_tensors_into(dual, config.init, allow=config.init_allow)
         if started.missing or started.unused:
             log.warning("init: %d tensors start at random, %d are unused", len(started.missing), len(started.unused))
+    if config.trainer.channels_last:
+        dual.image_encoder.to(memory_format=torch.channels_last)
     objective = OBJECTIVES.build(config.objective, dual=dual)
 
     loaders = Loaders(manifest, config, preprocess, tokenizer)

@@ -186,7 +186,8 @@ def test_prompts__every_label_exists() -> None:
     sets = [load_prompts("phantom"), load_prompts("phantom_sides")]
     named = {f.label for s in sets for f in s.findings} | {label for s in sets for f in s.findings for label, _ in f.where}
     assert named <= set(LABELS)
-    assert {f.label for f in sets[0].findings} == set(LABELS) - {"Bilateral Pleural Effusion"}
+    assert {f.label for f in sets[0].findings} == {x for x in LABELS if not x.startswith(("Left ", "Right ", "Bilateral "))}
+    assert {f.label for f in sets[1].findings} == {x for x in LABELS if x.startswith("Left ")}
 
 
 def test_generate__without_masks(tmp_path: Path) -> None:
