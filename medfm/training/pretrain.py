@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
     from medfm.data.check import prepare
     from medfm.data.manifest import manifest_hash, read_manifest
 
+    progress = progress and _first_process()
     run = config.out or Path("runs") / config.name
     manifest = prepare(read_manifest(config.data.manifest, config.data.root), config.data, progress=progress)
     digest = manifest_hash(manifest)
@@ -43,13 +45,20 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
         return _fit(run, config, manifest, digest, checkpoint, progress)
 
 
+def _first_process() -> bool:
+    """Whether this is the process that writes. Lightning starts one process a device, each of which comes through here."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
     from medfm.training.checkpoint import latest_checkpoint
     from medfm.training.run_folder import check_same_run
 
     if isinstance(config.resume, Path):
         return config.resume
-    used = (run / "resolved.yaml").is_file()
+    # The first process has checked, and has begun to fill the folder.
+    used = _first_process() and (run / "resolved.yaml").is_file()
     if config.resume == "never":
         if used:
             raise ConfigError(f"'{run}' holds a run already; choose another out=, or resume=auto to go on with it")
@@ -104,8 +113,14 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     loaders.done_batches = done * config.trainer.accumulate
 
     facts = environment(digest, str(manifest.meta.get("card") or ""))
-    run.mkdir(parents=True, exist_ok=True)
-    write_run_files(run, config, facts)
+    loggers: list[Any] = []
+    if _first_process():
+        run.mkdir(parents=True, exist_ok=True)
+        write_run_files(run, config, facts)
+        loggers = [
+            CsvLogger(run / "metrics.csv", done),
+            TensorBoardLogger(str(run), name="", version="tensorboard", purge_step=done or None),
+        ]
 
     def save() -> None:
         extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
@@ -134,11 +149,8 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
         enable_model_summary=False,
         enable_progress_bar=progress,
         plugins=[AtomicCheckpointIO()],
-        logger=[
-            CsvLogger(run / "metrics.csv", done),
-            TensorBoardLogger(str(run), name="", version="tensorboard", purge_step=done or None),
-        ],
-        callbacks=[keeper, Weights(run, save, config.trainer.select), *bars],
+        logger=loggers,
+        callbacks=[Weights(run, save, config.trainer.select), keeper, *bars],
         **config.trainer.extra,
     )
     module = PretrainModule(objective, preprocess, config, total, per_epoch)

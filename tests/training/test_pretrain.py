@@ -172,3 +172,25 @@ def test_init__starts_from_a_weight_file(tiny_run: Path, tiny_recipe: Path, tmp_
     )
     left, right = load_file(tiny_run / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.allclose(left[k], right[k], atol=1e-6) for k in left)
+
+
+def test_two_devices__give_the_weights_of_one(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Two gloo processes, each with half of every batch; without dropout and augmentation nothing else may differ."""
+    still = [
+        "augment.scale=[1,1]",
+        "augment.rotate=0",
+        "augment.brightness=0",
+        "encoder.dropout=0",
+        "objective.patch_dropout=0",
+        "objective.text_encoder.dropout=0",
+        "trainer.max_steps=6",
+        "optimizer.lr=1e-4",
+    ]
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "medfm.cli", "pretrain", f"recipe={tiny_recipe}", *still]
+        command += [f"trainer.devices={devices}", f"out={tmp_path / str(devices)}", "resume=never"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
