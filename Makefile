@@ -23,8 +23,8 @@ demo: $(VENV)/.installed
 	$(BIN)/medfm phantom kind=chest_xray n=2000 seed=0 masks=false out=$(DEMO)/phantom
 	$(BIN)/medfm index card=phantom root=$(DEMO)/phantom out=$(DEMO)/manifest.parquet
 	$(BIN)/medfm pretrain recipe=phantom_demo data.manifest=$(DEMO)/manifest.parquet out=$(DEMO)/run
-	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet prompts=phantom_sides out=$(DEMO)/left_right
-	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet prompts=phantom out=$(DEMO)/zero_shot
+	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet data.views=[PA,AP] prompts=phantom_sides out=$(DEMO)/left_right
+	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet data.views=[PA,AP] prompts=phantom out=$(DEMO)/zero_shot
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -246,6 +246,11 @@ def select(manifest: Manifest, split: str | None, views: tuple[str, ...] = ()) -
             )
         frame = kept
     return frame
+
+
+def of_views(manifest: Manifest, views: tuple[str, ...]) -> Manifest:
+    """The manifest with some views only; all of it where none are named."""
+    return replace(manifest, frame=select(manifest, None, views)) if views else manifest
 
 
 def _codes(values: list[str]) -> torch.Tensor:

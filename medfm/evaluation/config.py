@@ -18,6 +18,7 @@ class EvaluateDataConfig(Config):
     root: Path | None = None
     split: str = Field(default="test", description="scored split")
     val_split: str = Field(default="val", description="split that thresholds are chosen on")
+    views: tuple[str, ...] = Field(default=(), description="score these views only, e.g. [PA, AP]; empty scores all")
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0)
     on_error: Literal["fail", "skip"] = "fail"

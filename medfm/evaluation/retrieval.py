@@ -112,6 +112,7 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
         MedfmError: the weights, the manifest or an image cannot be used, or fewer than two distinct reports are in the split.
     """
     from medfm.data.check import checked
+    from medfm.data.dataset import of_views
     from medfm.data.manifest import read_manifest
     from medfm.evaluation import provenance
     from medfm.text.report import select_text, text_key
@@ -120,6 +121,7 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
     manifest, report = checked(
         read_manifest(config.data.manifest, config.data.root), config.data, splits=(config.data.split,), progress=progress
     )
+    manifest = of_views(manifest, config.data.views)
     frame = manifest.frame[manifest.frame["split"].astype(str) == config.data.split]
     if frame.empty:
         raise DataError(f"the manifest has no rows of split '{config.data.split}'")

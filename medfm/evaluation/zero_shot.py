@@ -294,6 +294,7 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
         MedfmError: the prompts, the weights, the manifest or an image cannot be used; says which and what to do.
     """
     from medfm.data.check import checked
+    from medfm.data.dataset import of_views
     from medfm.data.manifest import read_manifest
     from medfm.evaluation import provenance
     from medfm.evaluation.card import write_zero_shot
@@ -306,6 +307,7 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
         splits=(config.data.split, config.data.val_split),
         progress=progress,
     )
+    manifest = of_views(manifest, config.data.views)
     device = pick_device(config.device)
     model = load_model(config.model, device)
     classifier = ZeroShotClassifier(model, prompts, temperature=config.temperature)

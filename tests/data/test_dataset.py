@@ -184,3 +184,20 @@ def test_dataset__volumes_and_float_storage(tmp_path: Path, make_manifest: Calla
     assert image.shape == (1, 4, 6, 6)
     assert image.dtype == torch.float32
     assert torch.equal(image, data[0].image)
+
+
+def test_of_views__keeps_the_named_views_and_says_which_there_are() -> None:
+    import pandas as pd
+
+    from medfm.data.dataset import of_views
+    from medfm.data.manifest import Manifest
+
+    rows = [
+        {"image": f"{n}.png", "patient_id": "p1", "view": view, "split": "test"}
+        for n, view in enumerate(["PA", "AP", "LATERAL"])
+    ]
+    manifest = Manifest(pd.DataFrame(rows), Path("."), {})
+    assert of_views(manifest, ()) is manifest
+    assert of_views(manifest, ("pa", "AP")).frame["image"].tolist() == ["0.png", "1.png"]
+    with pytest.raises(DataError, match=r"has no LL view; its views: AP, LATERAL, PA"):
+        of_views(manifest, ("LL",))
