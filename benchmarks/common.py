@@ -25,7 +25,7 @@ def command() -> str:
 
 
 def _module() -> str:
-    return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
+    return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
 
 
 def machine() -> str:

@@ -47,7 +47,7 @@ def main() -> None:
     write(
         "resume",
         "Killed and resumed",
-        "ResNet-10t and a text transformer with dropout, augmentation and sentence sampling, 5 batches an epoch, a checkpoint "
+        "ResNet-10t and a text transformer with dropout and augmentation, 5 batches an epoch, a checkpoint "
         "every 2 of 24 steps: the kills come in the middle of epochs.",
         table(head, rows),
         bar("the weights are the same, bit for bit on CPU, as of a run never interrupted", same),
