@@ -20,7 +20,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/medfm phantom kind=chest_xray n=2000 seed=0 masks=false out=$(DEMO)/phantom
+	$(BIN)/medfm phantom kind=chest_xray n=2400 seed=0 masks=false out=$(DEMO)/phantom
 	$(BIN)/medfm index card=phantom root=$(DEMO)/phantom out=$(DEMO)/manifest.parquet
 	$(BIN)/medfm pretrain recipe=phantom_demo data.manifest=$(DEMO)/manifest.parquet out=$(DEMO)/run
 	$(BIN)/medfm evaluate zero_shot model=$(DEMO)/run data.manifest=$(DEMO)/manifest.parquet data.views=[PA,AP] prompts=phantom_sides out=$(DEMO)/left_right
