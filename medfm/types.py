@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Photometric = Literal["MONOCHROME1", "MONOCHROME2", "RGB"]
-IntensityUnits = Literal["HU", "BQML", "SUV", "display", "arbitrary"]
+IntensityUnits = Literal["HU", "BQML", "SUV", "GY", "display", "arbitrary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Image:
         source: the file or folder it came from.
         photometric: polarity as stored; MONOCHROME1 is inverted by the preprocessing contract, after VOI, once.
         windows: the VOI windows the file offers, the first is the default; empty where it offers none.
-        last_axis: what a fourth axis means; None for a 3D array.
+        last_axis: what a fourth axis means; None for a 3D array. "time, colour" has both, in that order (a cine in colour).
         oriented: False where the file gives no orientation (PNG, JPEG, a film without one): the affine then holds spacing only.
         spaced: False where the file gives no pixel spacing: 1 mm is then a placeholder.
         bits_stored: bits of the stored value, None where unknown.
@@ -61,7 +61,7 @@ class Image:
     source: str
     photometric: Photometric = "MONOCHROME2"
     windows: tuple[Window, ...] = ()
-    last_axis: Literal["time", "colour"] | None = None
+    last_axis: Literal["time", "colour", "time, colour"] | None = None
     oriented: bool = True
     spaced: bool = True
     bits_stored: int | None = None
@@ -85,15 +85,27 @@ class Image:
         return f"Image({self.modality}, {size}, {mm}, {self.array.dtype}, {self.intensity_units}, {self.photometric})"
 
 
-@dataclass(frozen=True)
-class Study:
-    """One patient's examination as a manifest row group: images that share a report."""
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Segments on an image's grid. They may overlap, so each has a layer of its own.
 
-    patient_id: str
-    study_id: str
-    images: tuple[str, ...]
-    report: str = field(default="", repr=False)
-    labels: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        array: (S, i, j, k) bool, one layer a segment.
+        names: what each layer is, in words; S of them.
+        affine: (4, 4) float64, voxel index to millimetres in RAS+; that of the image it was laid on.
+        source: the file it came from.
+        notes: what was assumed on reading, in words, without patient data.
+    """
+
+    array: np.ndarray = field(repr=False)
+    names: tuple[str, ...]
+    affine: np.ndarray = field(repr=False)
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
 
 @dataclass
