@@ -54,6 +54,7 @@ def run(
     progress: bool = False,
     limit_s: float | None = None,
     preload: Sequence[str] = (),
+    kept: Callable[[Any], Any] | None = None,
 ) -> Iterator[Done[T]]:
     """Yield `Done` once for each item, in order of completion; what the journal holds comes first and is not run again.
 
@@ -71,6 +72,7 @@ def run(
         what: words for the progress bar.
         limit_s: seconds an item may take, on local processes; then its worker is stopped and the item has failed.
         preload: modules that local workers import once, before they are forked off.
+        kept: what of a result the journal holds, for results with patient data; with `again` that part is the result.
 
     Raises:
         ConfigError: the Dask scheduler cannot be reached, or dask is not installed.
@@ -88,13 +90,15 @@ def run(
             todo: list[tuple[str, T]] = []
             for name, item in zip(keys, items, strict=True):
                 if name in known:
+                    before = known.pop(name)  # not held longer than needed: there may be millions
                     advance()
-                    yield Done(item, name, known[name].get("result"), known[name].get("failure", ""), again=True)
+                    yield Done(item, name, before.get("result"), before.get("failure", ""), again=True)
                 else:
                     todo.append((name, item))
             for (name, item), (result, failure, keep) in _results(function, todo, config, limit_s, preload):
                 if book is not None and keep:
-                    book.add(name, {"failure": failure} if failure else {"result": result})
+                    part = kept(result) if kept is not None and not failure else result
+                    book.add(name, {"failure": failure} if failure else {"result": part})
                 advance()
                 yield Done(item, name, result, failure)
     finally:

@@ -15,6 +15,8 @@ _VERSION = 1
 class Journal:
     """Results by key in a file that survives SIGKILL: a torn last line is cut off, all before it counts.
 
+    `results` holds what was there when the file was opened; what is added goes to the file alone.
+
     Args:
         path: the file; made with its folder where it is not there.
         fingerprint: of everything that decides the results. A journal with another one is started anew.
@@ -71,7 +73,6 @@ class Journal:
             self._write([key, result])
         except OSError as error:
             raise DataError(f"'{self.path}' cannot be written: {error.strerror or type(error).__name__}") from None
-        self.results[key] = result
 
     def close(self, remove: bool = False) -> None:
         """Flush to the disk; `remove` deletes the file, when the work is done and its result written."""

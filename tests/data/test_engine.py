@@ -84,6 +84,14 @@ def test_run__another_fingerprint_starts_anew(tmp_path: Path) -> None:
     assert not any(d.again for d in run(square, [1, 2], EngineConfig(workers=0), journal=journal, fingerprint="b"))
 
 
+def test_run__the_journal_holds_what_may_be_kept(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    list(run(square, [11], EngineConfig(workers=0), journal=journal, kept=lambda result: result % 10))
+    assert "121" not in journal.read_text()
+    again = list(run(square, [11], EngineConfig(workers=0), journal=journal))
+    assert [(d.result, d.again) for d in again] == [(1, True)]
+
+
 def test_run__a_strange_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("id,report\n")
