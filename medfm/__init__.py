@@ -22,10 +22,14 @@ _LAZY = {
     "phantom": "medfm.api",
     "evaluate": "medfm.api",
     "embed": "medfm.api",
+    "doctor": "medfm.api",
+    "deidentify": "medfm.api",
+    "download": "medfm.api",
+    "cache": "medfm.api",
 }
 
 if TYPE_CHECKING:
-    from medfm.api import embed, evaluate, index, phantom, pretrain
+    from medfm.api import cache, deidentify, doctor, download, embed, evaluate, index, phantom, pretrain
     from medfm.data.manifest import read_manifest
     from medfm.errors import MedfmError
     from medfm.evaluation.zero_shot import ZeroShotClassifier
@@ -38,6 +42,10 @@ __all__ = [
     "MedfmError",
     "ZeroShotClassifier",
     "__version__",
+    "cache",
+    "deidentify",
+    "doctor",
+    "download",
     "embed",
     "evaluate",
     "index",

@@ -62,6 +62,26 @@ def embed(overrides: Mapping[str, Any]) -> Path:
     return call("embed", None, overrides)
 
 
+def doctor(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Judge every series below a folder or in a manifest. Returns the report, which is also written as HTML and JSON."""
+    return call("doctor", None, {"path": str(path), **(overrides or {})})
+
+
+def deidentify(overrides: Mapping[str, Any]) -> Any:
+    """Copy images without what identifies the patient. Returns the report of what was removed."""
+    return call("deidentify", None, overrides)
+
+
+def download(overrides: Mapping[str, Any]) -> Any:
+    """Fetch a card's data set, or studies from DICOMweb. Returns the report of what was fetched."""
+    return call("download", None, overrides)
+
+
+def cache(overrides: Mapping[str, Any]) -> Any:
+    """Decode and preprocess a manifest's images once. Returns the report; its folder is what `data.cache` takes."""
+    return call("cache", None, overrides)
+
+
 def _print(*renderables: Any) -> None:
     from rich.console import Console
 
@@ -86,6 +106,45 @@ def run_index(config: Any, quiet: bool) -> Any:
     report = build(config, progress=not quiet)
     if not quiet:
         _print(render(report))
+    return report
+
+
+def run_doctor(config: Any, quiet: bool) -> Any:
+    from medfm.data.doctor import run
+
+    report = run.run_doctor(config, progress=not quiet)
+    if not quiet:
+        _print(run.render(report))
+    return report
+
+
+def run_deidentify(config: Any, quiet: bool) -> Any:
+    from medfm.data.deidentify import run
+
+    report = run.run_deidentify(config, progress=not quiet)
+    if not quiet:
+        _print(run.render(report))
+    return report
+
+
+def run_download(config: Any, quiet: bool) -> Any:
+    from medfm.data.download import run
+
+    report = run.run_download(config, progress=not quiet)
+    if not quiet:
+        _print(run.render(report))
+    return report
+
+
+def run_cache(config: Any, quiet: bool) -> Any:
+    from medfm.data.store import run
+
+    # The contract comes from the recipe that will train on it, so that the two cannot differ.
+    changes = {f"preprocess.{key}": value for key, value in config.preprocess.items()}
+    recipe = resolve_verb("pretrain", config.recipe, {"data.manifest": str(config.manifest), **changes})
+    report = run.run_cache(config, recipe.config.preprocess, progress=not quiet)
+    if not quiet:
+        _print(run.render(report))
     return report
 
 

@@ -81,9 +81,15 @@ def _run(name: str, words: list[str]) -> int:
         _say(describe(VERBS[name]))
         return 0
     from medfm.api import call
+    from medfm.config.describe import schema_of
 
+    verb = VERBS[name]
+    if verb.positional and words and "=" not in words[0]:
+        words = [f"{verb.positional}={words[0]}", *words[1:]]
     values, recipe = _words(words)
-    if VERBS[name].recipes and recipe is None:
+    if recipe is not None and "recipe" in schema_of(verb).model_fields:
+        values["recipe"], recipe = recipe, None  # a knob of the verb's own, not what drives it
+    if verb.recipes and recipe is None:
         from medfm.config.recipes import list_recipes
 
         known = ", ".join(sorted(r.name for r in list_recipes(name)))

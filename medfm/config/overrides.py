@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,11 +13,15 @@ Tree = dict[str, Any]
 
 
 def parse_value(text: str) -> Any:
-    """The value of one override: YAML as OmegaConf reads it (1e-4 is a number), otherwise the text itself."""
+    """The value of one override: YAML as OmegaConf reads it (1e-4 is a number), otherwise the text itself. Digits after a
+    leading zero stay a text: 00123 is an identifier, and YAML would read it as octal.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if re.fullmatch(r"0\d+", text):
+        return text
     try:
         tree = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException):

@@ -95,8 +95,16 @@ def explain(errors: list[Mapping[str, Any]], model: type[Config], root: type[Con
     problems = []
     for inner, group in grouped.items():
         path = ".".join(p for p in (prefix, inner) if p)
+        if _is_secret(inner, model):
+            group = [{**error, "input": "what was given"} for error in group]
         problems.append(Problem(path or "recipe", _message(group, inner, path, model, root)))
     return problems
+
+
+def _is_secret(inner: str, model: type[Config]) -> bool:
+    """Whether a key's value may name a patient, so that no message repeats it."""
+    info = model.model_fields.get(inner.partition(".")[0])
+    return info is not None and "SecretStr" in str(info.annotation)
 
 
 def _clean(loc: tuple[Any, ...], model: type[Config]) -> str:

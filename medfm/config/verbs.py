@@ -10,6 +10,7 @@ class Verb:
     """One verb of the command line and of `medfm.api`.
 
     `schema` and `run` are "module:attribute"; `run` takes the validated config. `recipes`: the verb is driven by a recipe.
+    `positional`: the key that a word without `=` stands for.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Verb:
     run: str
     example: str
     recipes: bool = False
+    positional: str = ""
 
 
 VERBS = {
@@ -36,6 +38,35 @@ VERBS = {
             "medfm.data.index_config:IndexConfig",
             "medfm.api:run_index",
             "medfm index images=DIR reports=FILE.csv out=manifest.parquet",
+        ),
+        Verb(
+            "doctor",
+            "say of every series: accepted, repaired or rejected, and why",
+            "medfm.data.doctor.config:DoctorConfig",
+            "medfm.api:run_doctor",
+            "medfm doctor DIR",
+            positional="path",
+        ),
+        Verb(
+            "deidentify",
+            "copy images without what identifies the patient",
+            "medfm.data.deidentify.config:DeidentifyConfig",
+            "medfm.api:run_deidentify",
+            "medfm deidentify in=DIR out=DIR",
+        ),
+        Verb(
+            "download",
+            "fetch a public data set, or studies from DICOMweb",
+            "medfm.data.download.config:DownloadConfig",
+            "medfm.api:run_download",
+            "medfm download card=open_i root=DIR",
+        ),
+        Verb(
+            "cache",
+            "decode and preprocess once, for fast training",
+            "medfm.data.store.config:CacheConfig",
+            "medfm.api:run_cache",
+            "medfm cache manifest=manifest.parquet recipe=chest_xray out=DIR",
         ),
         Verb(
             "pretrain",

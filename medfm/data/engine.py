@@ -161,14 +161,11 @@ def _leave_interrupts_to_the_parent() -> None:
 def _on_processes(
     function: Callable[[T], Any], todo: list[tuple[str, T]], workers: int, limit_s: float | None, preload: Sequence[str]
 ) -> Iterator[tuple[tuple[str, T], Outcome]]:
-    import multiprocessing
-
     from pebble import ProcessPool
 
-    # Not fork: this process may hold threads (torch, a progress bar), and a forked lock stays locked.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        context.set_forkserver_preload(["medfm.data.engine", *preload])
+    from medfm.data.workers import worker_context
+
+    context = worker_context(function, ["medfm.data.engine", *preload])
     pool = ProcessPool(max_workers=workers, context=context, initializer=_leave_interrupts_to_the_parent)
     waiting: dict[Future[Any], tuple[str, T]] = {}
     coming = iter(todo)

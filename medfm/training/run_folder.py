@@ -82,7 +82,7 @@ def check_same_run(run: Path, config: PretrainConfig, manifest_hash: str) -> Non
 
     if not (run / "resolved.yaml").is_file():
         return
-    old, new = _flat(OmegaConf.to_container(OmegaConf.load(run / "resolved.yaml"))), _flat(as_recipe(config))
+    old, new = _flat(_with_defaults(OmegaConf.to_container(OmegaConf.load(run / "resolved.yaml")))), _flat(as_recipe(config))
     changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not k.startswith(_FREE)]
     facts = json.loads((run / "environment.json").read_text(encoding="utf-8")) if (run / "environment.json").is_file() else {}
     lines = [f"  {key}: {old.get(key)} then, {new.get(key)} now" for key in changed]
@@ -92,6 +92,18 @@ def check_same_run(run: Path, config: PretrainConfig, manifest_hash: str) -> Non
         raise ConfigError(
             "\n".join([f"'{run}' holds a run of another recipe; choose another out=, or undo these changes:", *lines])
         )
+
+
+def _with_defaults(tree: Any) -> Any:
+    """A recipe written by an older medfm, with the defaults of the keys that it did not have yet."""
+    from pydantic import ValidationError
+
+    from medfm.training.config import PretrainConfig
+
+    try:
+        return as_recipe(PretrainConfig.model_validate(tree))
+    except ValidationError:  # a file that is gone, a key that no longer exists: shown as a difference
+        return tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -229,3 +229,17 @@ def test_cli__every_verb_describes_its_keys(verb: str, here: Path) -> None:
     done = _medfm(*verb.split(), "--help", cwd=here)
     assert done.returncode == 0, done.stderr
     assert f"medfm {verb}" in done.stdout
+
+
+def test_parse_value__leading_zeros_are_identifiers() -> None:
+    assert parse_value("00123") == "00123"
+    assert [parse_value(v) for v in ("0", "0.5", "10", "1e-4")] == [0, 0.5, 10, 1e-4]
+
+
+def test_resolve__a_private_value_is_not_repeated() -> None:
+    from medfm.data.download.config import DownloadConfig
+
+    with pytest.raises(ConfigError) as error:
+        resolve(DownloadConfig, "download", None, {"source": "dicomweb://x", "root": "r", "patient": ["DOE^JANE"]})
+    assert "patient" in str(error.value)
+    assert "DOE" not in str(error.value)

@@ -135,6 +135,18 @@ def test_run__survives_being_killed(tmp_path: Path) -> None:
     assert len(done) == 60
 
 
+def test_run__from_a_script_on_a_pipe_and_without_a_main_guard() -> None:
+    script = """
+from functools import partial
+from medfm.data.engine import run
+from medfm.data.engine_config import EngineConfig
+print("ran")
+print(sum(d.result for d in run(partial(round, ndigits=0), [1.0, 2.0], EngineConfig(workers=2))))
+"""
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["ran", "3.0"], done.stderr
+
+
 def test_run__two_items_of_one_name() -> None:
     with pytest.raises(ValueError, match="distinct"):
         list(run(square, [1, 1], LOCAL))
