@@ -1,14 +1,11 @@
 """Data cards: what a data set is, where it is had, and how its folder becomes a manifest.
 
-A card is a Markdown file, `data_cards/<name>.md`: YAML front matter (this schema) and prose. The layout is declarative:
+A card is a Markdown file, `data_cards/<name>.md`: YAML front matter (this schema) and prose. How a folder becomes rows is in
+`medfm.data.card_layout`, where the files are fetched in `medfm.data.card_download`.
 
-    images: the first of these globs that finds anything gives the images
-    path:   a regular expression over an image's path; its named groups become the image's variables
-    tables: each adds its columns to the variables of the images whose `join` variables match
-    reports: templates of a study's report file, with variables in braces
-    columns, values, labels: which variable fills which column of the manifest, and how its values are spelled there
-
-Besides named groups and table columns, an image has the variables `path`, `name` and `stem`.
+A data set of several releases or tasks is one card with `variants`: what differs from the card, merged over it key by key,
+lists replaced. `card=msd:hippocampus` names one. A card with variants and no `default_variant` is only used by a variant, for
+units, labels and addresses differ between them, and a mixture would be wrong.
 """
 
 from __future__ import annotations
@@ -17,103 +14,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError
 
+from medfm.data.card_download import Apply, Download, DownloadFile
+from medfm.data.card_layout import Labels, Layout, Questions, Table
 from medfm.data.index_config import Names
 from medfm.errors import ConfigError
 from medfm.registry import Config, suggest
 
-
-def _texts(value: Any) -> Any:
-    # YAML reads 1 as a number, and `on`, `no` as booleans; card values are texts.
-    if isinstance(value, dict):
-        return {str(k): _texts(v) for k, v in value.items()}
-    return value
+_NAME = re.compile(r"[a-z0-9_]+(:[a-z0-9_]+)?")
 
 
-Mapping = Annotated[dict[str, str], BeforeValidator(_texts)]
-Column = Literal["patient_id", "study_id", "view", "modality", "split", "report", "sex", "age", "mask"]
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
-    return pattern
-
-
-class Table(Config):
-    """A CSV table (or a list of names) that knows something of images."""
-
-    file: Names = Field(description="globs; all files found are read as one table")
-    join: Mapping = Field(description="table column -> image variable: how a row finds its images")
-    names: tuple[str, ...] = Field(default=(), description="column names of a table without a header")
-    parse: dict[str, str] = Field(
-        default_factory=dict, description="column -> regular expression whose named groups become columns"
-    )
-    set: Mapping = Field(default_factory=dict, description="columns with one value, e.g. {split: train}")
-    encoding: str = "utf-8"
-    optional: bool = Field(default=False, description="the file may be absent")
-    required_match: bool = Field(default=True, description="reject images that no row is about")
-
-    @field_validator("parse")
-    @classmethod
-    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
-        for pattern in value.values():
-            _regex(pattern)
-        return value
-
-
-class Labels(Config):
-    """Where labels come from.
-
-    columns: one table column a finding, 1, 0, -1 or empty; a prefix "label:" is dropped.
-    list: one variable that lists what is present ("Mass|Nodule"); what is not listed is 0.
-    values: one variable whose value stands for labels ({NORMAL: {pneumonia: 0}}).
-
-    Where several specifications state one finding, the last that says something of an image holds.
-    """
-
-    encoding: Literal["columns", "list", "values"]
-    column: str = Field(default="", description="the variable, for list and values")
-    columns: tuple[str, ...] = Field(default=(), description="for columns; 'label:*' takes all so named")
-    rename: Mapping = Field(default_factory=dict, description="spelling in the data -> finding")
-    separator: str = Field(default="|", description="for list; brackets and quotes of a Python list are dropped")
-    names: tuple[str, ...] = Field(default=(), description="for list: the findings; empty takes all that occur")
-    none: tuple[str, ...] = Field(default=(), description="for list: entries that say that nothing is present")
-    unknown: tuple[str, ...] = Field(default=(), description="for list: entries that say nothing")
-    values: dict[str, dict[str, float]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Labels:
-        needed = {"columns": self.columns, "list": self.column, "values": self.column and self.values}[self.encoding]
-        if not needed:
-            what = {"columns": "columns", "list": "column", "values": "column and values"}[self.encoding]
-            raise ValueError(f"labels of encoding '{self.encoding}' need {what}")
-        return self
-
-
-class Layout(Config):
-    """How the folder of a data set becomes rows; see the module's text."""
-
-    images: Names
-    path: str = Field(default="", description="regular expression, searched in the relative path")
-    tables: tuple[Table, ...] = ()
-    reports: Names = ()
-    set: Mapping = Field(default_factory=dict, description="variables that are the same for every image")
-    columns: dict[Column, Names] = Field(
-        default_factory=dict, description="manifest column <- variable; of several the first with a value"
-    )
-    values: dict[Column, Mapping] = Field(default_factory=dict, description="spelling in the data -> spelling in the manifest")
-    labels: tuple[Labels, ...] = ()
-    keep: dict[str, Names] = Field(default_factory=dict, description="variable -> values; images with others are rejected")
-    val_from_train: bool = Field(default=False, description="official splits without val: draw val patients out of train")
-
-    @field_validator("path")
-    @classmethod
-    def _pattern(cls, value: str) -> str:
-        return _regex(value)
+def _numbered(value: Any) -> Any:
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
 
 
 class DataCard(Config):
@@ -136,8 +49,14 @@ class DataCard(Config):
     intensity_units: Literal["HU", "BQML", "SUV", "display", "arbitrary"]
     text_kind: Literal["report", "label sentences", "none"]
     language: str = Field(default="en", description="of the reports, ISO 639-1")
+    mask_labels: Annotated[dict[str, str], BeforeValidator(_numbered)] = Field(
+        default_factory=dict,
+        description="value in the mask -> structure; empty where masks say it themselves or there are none",
+    )
     layout: Layout
+    download: Download | None = None
     traps: tuple[str, ...] = ()
+    unconfirmed: tuple[str, ...] = Field(default=(), description="what of this card no public page was found for")
 
 
 def card_folder() -> Path:
@@ -147,31 +66,44 @@ def card_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "data_cards"
 
 
-def card_names() -> list[str]:
-    return sorted(p.stem for p in card_folder().glob("*.md") if p.stem != "README")
+def card_names(variants: bool = True) -> list[str]:
+    """Names of the built-in cards, 'msd:hippocampus' for each variant; without `variants`, one name a file."""
+    names: list[str] = []
+    for path in sorted(card_folder().glob("*.md")):
+        if path.stem == "README":
+            continue
+        data = _front_matter(path.read_text(encoding="utf-8"), path) if variants else {}
+        found = data.get("variants") or {}
+        names += [f"{path.stem}:{v}" for v in found] if found else [path.stem]
+    return names
 
 
 def load_card(name_or_path: str | Path) -> DataCard:
-    """The front matter of a built-in card by name, or of a file (a text with '/' or ending in .md).
+    """The front matter of a built-in card by name ('msd:hippocampus'), or of a file (a text with '/' or ending in .md).
+
+    A variant of a file follows its path: `./mine.md:small`.
 
     Raises:
-        ConfigError: unknown name (with the nearest), missing file, no front matter, or every problem of the schema at once.
+        ConfigError: unknown name or variant (with the nearest), missing file, no front matter, or all problems of the schema.
     """
     text = str(name_or_path)
-    if "/" in text or text.endswith(".md"):
-        path = Path(text)
+    if "/" in text or text.endswith(".md") or ".md:" in text:
+        head, colon, variant = text.rpartition(":")
+        if not (colon and head.endswith(".md")):
+            head, variant = text, ""
+        path = Path(head)
         if not path.is_file():
             raise ConfigError(f"data card '{path}' does not exist")
     else:
-        path = card_folder() / f"{text}.md"
-        if not path.is_file():
-            names = card_names()
-            raise ConfigError(f"unknown data card '{text}'{suggest(text, names) or '; known: ' + ', '.join(names)}")
-    return parse_card(path.read_text(encoding="utf-8"), path)
+        stem, _, variant = text.partition(":")
+        path = card_folder() / f"{stem}.md"
+        if not _NAME.fullmatch(text) or not path.is_file():
+            names = card_names(variants=False)
+            raise ConfigError(f"unknown data card '{text}'{suggest(stem, names) or '; known: ' + ', '.join(names)}")
+    return parse_card(path.read_text(encoding="utf-8"), path, variant)
 
 
-def parse_card(text: str, path: Path) -> DataCard:
-    """The card in `text`; `path` is named in errors. Raises ConfigError."""
+def _front_matter(text: str, path: Path) -> dict[str, Any]:
     import yaml
 
     match = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.DOTALL)
@@ -183,6 +115,45 @@ def parse_card(text: str, path: Path) -> DataCard:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 2}" if mark is not None else ""
         raise ConfigError(f"data card '{path}'{where}: not readable as YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"data card '{path}': its front matter is no mapping of keys")
+    return data
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in over.items()}}
+    return over
+
+
+def _chosen(data: dict[str, Any], variant: str, path: Path) -> dict[str, Any]:
+    """`data` with its variant merged in; its name becomes name:variant."""
+    variants = data.pop("variants", None) or {}
+    default = data.pop("default_variant", "")
+    known = list(map(str, variants))
+    if default and default not in known:
+        raise ConfigError(f"data card '{path}': default_variant '{default}' is none of {', '.join(known)}")
+    name = variant or default
+    if not variants and not name:
+        return data
+    if name not in known:
+        if not variants:
+            raise ConfigError(f"data card '{path.stem}' has no variants: use card={path.stem}")
+        if not name:
+            raise ConfigError(
+                f"data card '{path.stem}' has variants; choose one: card={path.stem}:{known[0]} (of {', '.join(known)})"
+            )
+        hint = suggest(name, known) or f"; it has {', '.join(known)}"
+        raise ConfigError(f"data card '{path.stem}' has no variant '{name}'{hint}")
+    if not isinstance(variants[name], dict):
+        raise ConfigError(f"data card '{path}': variant '{name}' is no mapping of keys")
+    merged = _merge(data, variants[name])
+    return {**merged, "name": f"{data.get('name')}:{name}"}
+
+
+def parse_card(text: str, path: Path, variant: str = "") -> DataCard:
+    """The card in `text`; `path` is named in errors. Raises ConfigError."""
+    data = _chosen(_front_matter(text, path), variant, path)
     try:
         card = DataCard.model_validate(data)
     except ValidationError as error:
@@ -196,6 +167,22 @@ def parse_card(text: str, path: Path) -> DataCard:
         raise ConfigError(
             f"{len(problems)} problem{'s' * (len(problems) > 1)} in data card '{path}'\n" + "\n".join(problems)
         ) from None
-    if card.name != path.stem:
-        raise ConfigError(f"data card '{path}' is named '{card.name}' inside; the two must agree")
+    if card.name.partition(":")[0] != path.stem:
+        raise ConfigError(f"data card '{path}' is named '{card.name.partition(':')[0]}' inside; the two must agree")
     return card
+
+
+__all__ = [
+    "Apply",
+    "DataCard",
+    "Download",
+    "DownloadFile",
+    "Labels",
+    "Layout",
+    "Questions",
+    "Table",
+    "card_folder",
+    "card_names",
+    "load_card",
+    "parse_card",
+]

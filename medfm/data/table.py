@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from medfm.errors import DataError
 
@@ -51,18 +51,31 @@ def _guess(raw: bytes) -> str:
 
 
 def read_table(
-    path: Path, encoding: str = "utf-8", names: tuple[str, ...] = (), lenient: bool = False, hint: str = "encoding"
+    path: Path,
+    encoding: str = "utf-8",
+    names: tuple[str, ...] = (),
+    lenient: bool = False,
+    hint: str = "encoding",
+    strict: bool = False,
+    delimiter: str = "",
+    quoted: bool = True,
 ) -> pd.DataFrame:
-    """A CSV, TSV (also .gz) or parquet table; every cell is text, "" where empty. The delimiter is read off the first line.
+    """A CSV, TSV (also .gz) or parquet table; every cell is text, "" where empty.
+
+    `attrs["rows"]` of a text table numbers its rows as a spreadsheet does: the first line is 1, blank lines count.
 
     Args:
         encoding: of a text table; a UTF-8 byte-order mark is dropped.
         names: column names of a table without a header.
         lenient: keep bytes that are not UTF-8 as lone surrogates (`is_broken` finds them) instead of raising.
         hint: the option that sets the encoding, for the message.
+        delimiter: read off the first line where empty.
+        quoted: whether quotation marks enclose cells.
+        strict: refuse a quoted text that goes on after its closing quote, which may have swallowed cells or rows.
 
     Raises:
-        DataError: missing, unreadable, empty, rows longer than the header, or not in `encoding`; names the rows.
+        DataError: missing, unreadable, empty, rows longer than the header or of another delimiter, a quote that is never
+            closed, or not in `encoding`; names the rows.
     """
     import pandas as pd
 
@@ -86,11 +99,11 @@ def read_table(
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"table '{path}' is UTF-16, not UTF-8: set {hint}=utf-16") from None
         text, broken = raw.decode("utf-8-sig", errors="surrogateescape"), True
-    frame = _parse(path, text, names)
+    frame = _parse(path, text, names, strict, delimiter, quoted)
     if broken and not lenient:
         bad = [i for i, row in enumerate(frame.itertuples(index=False)) if any(is_broken(v) for v in row)]
         columns = [c for c in frame.columns if any(is_broken(v) for v in frame[c])]
-        rows = some([spreadsheet_row(i, not names) for i in bad])
+        rows = some([frame.attrs["rows"][i] for i in bad])
         where = f"{len(bad):,} rows" if len(bad) != 1 else "1 row"
         raise DataError(
             f"table '{path}' is not UTF-8 in {where}: row {rows}"
@@ -100,24 +113,46 @@ def read_table(
     return frame
 
 
-def _parse(path: Path, text: str, names: tuple[str, ...]) -> pd.DataFrame:
+def _records(path: Path, text: str, delimiter: str, strict: bool, quoted: bool) -> tuple[list[list[str]], list[int]]:
+    """(the records that hold anything, their numbers as a spreadsheet shows them)."""
+    csv.field_size_limit(16 * 2**20)
+    # A quote that is never closed swallows the rest of the file without a word: then it swallows this line too.
+    end = "\x1eend\x1e"
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(f"{text}\n{end}", newline=""), delimiter=delimiter, strict=strict, quoting=quoting)
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    number = 0
+    try:
+        for number, row in enumerate(reader, start=1):
+            if row:
+                rows.append(row)
+                numbers.append(number)
+    except csv.Error as error:
+        word = str(error) if "field" in str(error) else "a quote within a quoted text; write it twice"
+        if "unexpected end" in str(error):
+            word = "a quote that is never closed"
+        raise DataError(f"table '{path}' is no readable CSV: row {number + 1:,}: {word}") from None
+    if rows[-1] != [end]:
+        raise DataError(f"table '{path}' is no readable CSV: row {numbers[-1]:,}: a quote that is never closed")
+    return rows[:-1], numbers[:-1]
+
+
+def _parse(
+    path: Path, text: str, names: tuple[str, ...], strict: bool = False, delimiter: str = "", quoted: bool = True
+) -> pd.DataFrame:
     import pandas as pd
 
-    first = text[: text.find("\n")] if "\n" in text else text
-    delimiter = max(DELIMITERS, key=first.count)
-    csv.field_size_limit(16 * 2**20)
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise DataError(f"table '{path}' is no readable CSV: {error}") from None
-    rows = [r for r in rows if r]
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = delimiter or max(DELIMITERS, key=first.count)
+    rows, numbers = _records(path, text, delimiter, strict, quoted)
     if names:
         header = list(names)
     else:
         if not rows:
             raise DataError(f"table '{path}' is empty")
         header = [h.strip() for h in rows[0]]
-        rows = rows[1:]
+        rows, numbers = rows[1:], numbers[1:]
     twice = sorted({h for h in header if header.count(h) > 1 and h})
     if twice:
         raise DataError(f"table '{path}' has two columns named '{twice[0]}'")
@@ -126,13 +161,21 @@ def _parse(path: Path, text: str, names: tuple[str, ...]) -> pd.DataFrame:
     if ragged:
         longer = [i for i in ragged if any(cell.strip() for cell in rows[i][width:])]
         if longer:
-            numbers = some([spreadsheet_row(i, not names) for i in longer])
+            where = some([numbers[i] for i in longer])
             raise DataError(
-                f"table '{path}': row {numbers} has more cells than the {width} columns; quote texts that contain '{delimiter}'"
+                f"table '{path}': row {where} has more cells than the {width} columns; quote texts that contain '{delimiter}'"
+            )
+        other = [i for i in ragged if len(rows[i]) == 1 < width and any(rows[i][0].count(d) >= width - 1 for d in DELIMITERS)]
+        if other:
+            raise DataError(
+                f"table '{path}': row {some([numbers[i] for i in other])} does not part its cells by '{delimiter}', as the "
+                "first line does; write the table with one delimiter"
             )
         for i in ragged:
             rows[i] = (rows[i] + [""] * width)[:width]
     if any(map(is_broken, header)):
         raise DataError(f"table '{path}': its header is not UTF-8: save the table as UTF-8 or set its encoding")
     # object, not Arrow strings: those cannot hold bytes that are not UTF-8.
-    return pd.DataFrame(rows, columns=header, dtype=object)
+    frame = pd.DataFrame(rows, columns=header, dtype=object)
+    frame.attrs["rows"] = numbers
+    return frame

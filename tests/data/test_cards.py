@@ -292,3 +292,44 @@ def test_load_card__own_file_drives_the_index(tmp_path: Path, png: Write) -> Non
     report = run(str(tmp_path / "mine.md"), tmp_path / "set")
     assert report.manifest.meta["card"] == "mine"
     assert report.manifest.frame["patient_id"].tolist() == ["p000001"]
+
+
+def test_readme__names_every_card(root: Path) -> None:
+    text = (root / "data_cards" / "README.md").read_text(encoding="utf-8")
+    for name in card_names(variants=False):
+        assert f"| `{name}` |" in text, name
+    for name in card_names():
+        stem, _, variant = name.partition(":")
+        line = next(row for row in text.splitlines() if row.startswith(f"| `{stem}` |"))
+        assert not variant or stem == "msd" or variant in line, name
+
+
+def test_variants__lists_are_replaced_and_mappings_merged(tmp_path: Path) -> None:
+    head = (
+        "---\nname: mine\ntitle: Mine\nmodality: DX\nbody_part: chest\nkind: 2d\nwhere: https://example.org\naccess: open\n"
+        "licence: CC0\ncitation: none\nintensity_units: display\ntext_kind: none\n"
+    )
+    text = (
+        head + "layout: {images: ['a', 'b'], columns: {view: v}}\n"
+        "variants: {x: {layout: {images: c, columns: {sex: s}}}, y: {kind: 3d}}\ndefault_variant: y\n---\n"
+    )
+    path = tmp_path / "mine.md"
+    path.write_text(text)
+    x, y = load_card(f"{path}:x"), load_card(path)
+    assert (x.name, x.layout.images, set(x.layout.columns)) == ("mine:x", ("c",), {"view", "sex"})
+    assert (y.name, y.kind, y.layout.images) == ("mine:y", "3d", ("a", "b"))
+    with pytest.raises(ConfigError, match="default_variant 'z' is none of x, y"):
+        parse_card(text.replace("default_variant: y", "default_variant: z"), path)
+    with pytest.raises(ConfigError, match="variant 'x' is no mapping"):
+        parse_card(head + "layout: {images: a}\nvariants: {x: 3}\n---\n", path, "x")
+    with pytest.raises(ConfigError, match="front matter is no mapping"):
+        parse_card("---\n- a\n---\n", path)
+
+
+def test_parse_card__problems_of_layout_and_download(tmp_path: Path) -> None:
+    good = (Path(__file__).parents[2] / "data_cards" / "vqa_rad.md").read_text(encoding="utf-8")
+    bad = good.replace("        answer: answer\n", "").replace('url: "https://files', 'url: "http://files')
+    with pytest.raises(ConfigError) as error:
+        parse_card(bad, tmp_path / "vqa_rad.md")
+    assert "questions need a column for answer" in str(error.value)
+    assert "not an https address" in str(error.value)
