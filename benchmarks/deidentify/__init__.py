@@ -1,0 +1,1 @@
+"""Markers planted where identity hides, and how many each tool leaves."""
