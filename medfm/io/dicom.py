@@ -2,139 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from medfm.errors import DataError
-from medfm.io.geometry import directions, film_affine, floats, patient_affine, pixel_spacing, view_of
+from medfm.io.dataset import Header, code, frame_count, has_magic, integer, read_dataset, read_header
+from medfm.io.geometry import film_affine, floats, patient_affine, pixel_spacing, place_of, view_of
 from medfm.io.header import ImageHeader
-from medfm.io.pixels import decode, quiet, reading
-from medfm.io.values import replace_padding, to_physical, units_of, windows_of
-from medfm.types import Image, IntensityUnits, Photometric, Window
+from medfm.io.objects import age_in_years, header_of, is_enhanced, kind_of
+from medfm.io.pixels import reduction
+from medfm.io.planes import Plane, meanings, read_frames, read_plane, with_pixels
+from medfm.io.quiet import reading
+from medfm.io.slices import slices_of
+from medfm.io.values import units_of
+from medfm.types import Image, IntensityUnits
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_HEADER_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "ImageType",
-    "Modality",
-    "PatientID",
-    "PatientSex",
-    "PatientAge",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "BodyPartExamined",
-    "ViewPosition",
-    "ViewCodeSequence",
-    "PatientOrientation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "SharedFunctionalGroupsSequence",
-]
+__all__ = ["age_in_years", "has_magic", "peek_dicom", "read_dataset", "read_file"]
 
-# Modalities of objects that are no images: what they are, for the message.
-_NOT_IMAGES = {
-    "SEG": "a segmentation (SEG)",
-    "RTSTRUCT": "radiotherapy contours (RTSTRUCT)",
-    "RTDOSE": "a radiotherapy dose (RTDOSE)",
-    "RTPLAN": "a radiotherapy plan (RTPLAN)",
-    "SR": "a structured report (SR)",
-    "PR": "a presentation state (PR)",
-    "KO": "a key object selection (KO)",
-    "REG": "a registration (REG)",
-    "ECG": "a waveform (ECG)",
-}
-
-
-def has_magic(path: Path) -> bool:
-    """Whether the file has the DICM prefix after its 128-byte preamble."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def read_dataset(path: str | Path, header_only: bool = False) -> Dataset:
-    """The file as a pydicom Dataset that has a transfer syntax.
-
-    Files without preamble are read where their content is plainly DICOM.
-
-    Raises:
-        DataError: the file is missing, empty, truncated within its header, or no DICOM.
-    """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    path = Path(path)
-    tags = list(_HEADER_TAGS) if header_only else None
-    try:
-        with quiet():
-            try:
-                dataset = pydicom.dcmread(path, stop_before_pixels=header_only, specific_tags=tags)
-            except InvalidDicomError:
-                dataset = pydicom.dcmread(path, stop_before_pixels=header_only, specific_tags=tags, force=True)
-                if "SOPClassUID" not in dataset:
-                    raise DataError(f"'{path}' is not a DICOM file") from None
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror or type(error).__name__}") from None
-    except DataError:
-        raise
-    except Exception as error:  # pydicom raises many kinds on damaged bytes, and quotes values in them
-        raise DataError(f"'{path}' is not readable DICOM ({type(error).__name__}); the file is damaged") from None
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return dataset
-
-
-def refusal(dataset: Dataset) -> str:
-    """Why this object cannot be loaded as one image, judged by its header alone; "" where it can."""
-    modality = str(dataset.get("Modality", ""))
-    if modality in _NOT_IMAGES:
-        return f"holds {_NOT_IMAGES[modality]}, not an image"
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        return f"holds no pixels ({_sop_name(dataset)})"
-    frames = _frames(dataset)
-    if frames > 1:
-        return f"is multi-frame ({frames} frames), which is not read yet; convert it to one file a slice, or to NIfTI"
-    if "SharedFunctionalGroupsSequence" in dataset:
-        return "is an enhanced object, which is not read yet; convert it to classic DICOM or to NIfTI"
-    if "MOSAIC" in _image_type(dataset):
-        return "is a Siemens mosaic (many slices tiled in one picture), which is not read yet; convert it with dcm2niix"
-    return ""
-
-
-def _sop_name(dataset: Dataset) -> str:
-    uid = dataset.get("SOPClassUID")
-    return getattr(uid, "name", None) or "no SOP class"
-
-
-def _frames(dataset: Dataset) -> int:
-    try:
-        return int(dataset.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError):
-        return 1
-
-
-def _image_type(dataset: Dataset) -> list[str]:
-    value = dataset.get("ImageType") or []
-    return [str(v).upper() for v in ([value] if isinstance(value, str) else value)]
-
-
-def is_localizer(dataset: Dataset) -> bool:
-    return "LOCALIZER" in _image_type(dataset)
+# mm; beyond these a slice thickness is damaged
+_THINNEST, _THICKEST = 1e-3, 1e3
 
 
 def peek_dicom(path: str | Path) -> ImageHeader:
@@ -143,147 +35,184 @@ def peek_dicom(path: str | Path) -> ImageHeader:
     Raises:
         DataError: the file is missing or no DICOM.
     """
-    dataset = read_dataset(path, header_only=True)
+    from medfm.io.group import choose_main, group_slices
+
+    path = Path(path)
+    dataset = read_header(path).dataset
     with reading(str(path)):
-        problem = refusal(dataset)
-        rows, columns, frames = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0), _frames(dataset)
-        shape = ((columns, rows, 1) if frames == 1 else (columns, rows, 1, frames)) if rows and columns else None
-        return ImageHeader(
-            kind="dicom",
-            modality=str(dataset.get("Modality") or "OT"),
-            shape=shape,
-            view=view_of(dataset),
-            photometric=str(dataset.get("PhotometricInterpretation", "")),
-            patient_id=_text(dataset, "PatientID"),
-            study_id=_text(dataset, "StudyInstanceUID"),
-            series_id=_text(dataset, "SeriesInstanceUID"),
-            image_id=_text(dataset, "SOPInstanceUID"),
-            sex=_text(dataset, "PatientSex").upper()[:1],
-            age=age_in_years(_text(dataset, "PatientAge")),
-            body_part=_text(dataset, "BodyPartExamined"),
-            transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
-            problem=problem,
-        )
+        header = header_of(dataset)
+    if header.problem:
+        return header
+    found = group_slices(slices_of(dataset, path))
+    main, reason = choose_main(found)
+    return main.header if main is not None else replace(header, problem=reason)
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip()
+def read_file(
+    path: str | Path,
+    selectors: dict[str, str] | None = None,
+    tilt: Literal["refuse", "resample"] = "refuse",
+    min_size: tuple[int, int] | None = None,
+) -> Image:
+    """One DICOM file as an Image: a film or a slice, a cine, or the volume of a multi-frame object, a mosaic or a dose.
 
-
-def age_in_years(value: str) -> float | None:
-    """An age string (PS3.5 VR AS: 003D, 018M, 045Y) or a bare number, in years; None where it is neither."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", value.strip().upper())
-    if match is None:
-        return None
-    return int(match[1]) / {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
-
-
-@dataclass
-class Plane:
-    """One decoded slice: pixels (rows, columns) or (rows, columns, 3) of physical values, and what was recorded on the way."""
-
-    pixels: np.ndarray
-    photometric: Photometric
-    windows: tuple[Window, ...]
-    notes: list[str]
-    signed: bool
-
-
-def read_plane(dataset: Dataset, path: str) -> Plane:
-    """Decode one image and make its values physical.
-
-    Raises:
-        DataError: as `refusal`, `decode` and `to_physical`.
-    """
-    with reading(path):
-        problem = refusal(dataset)
-        if problem:
-            raise DataError(f"'{path}' {problem}")
-        if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise DataError(f"'{path}' holds no pixels ({_sop_name(dataset)})")
-        stored, photometric = decode(dataset, path)
-        notes: list[str] = []
-        windows: tuple[Window, ...] = ()
-        if photometric == "RGB":
-            pixels = stored
-        else:
-            stored, note = replace_padding(stored, dataset, bright=photometric == "MONOCHROME1")
-            notes.append(note)
-            pixels = to_physical(stored, dataset, path)
-            signed = int(stored.min(initial=0)) < 0 or float(pixels.min(initial=0)) < 0
-            windows, more = windows_of(dataset, path, signed)
-            notes += more
-        if str(dataset.get("PresentationIntentType", "")).upper() == "FOR PROCESSING":
-            notes.append("the film is FOR PROCESSING: raw detector values, not the picture a radiologist reads")
-    if pixels.dtype.kind == "f" and not bool(np.isfinite(pixels).all()):
-        raise DataError(f"'{path}': pixel values are not finite numbers")
-    return Plane(
-        pixels=pixels,
-        photometric=photometric,  # type: ignore[arg-type]
-        windows=windows,
-        notes=[note for note in notes if note],
-        signed=bool(pixels.size) and float(pixels.min()) < 0,
-    )
-
-
-def units(dataset: Dataset, plane: Plane, pixels: np.ndarray) -> tuple[IntensityUnits, list[str]]:
-    """Units of `pixels` (the whole series) from the header, and notes."""
-    kind, note = units_of(dataset, pixels, plane.photometric, bool(plane.windows))
-    return kind, [note] if note else []
-
-
-def read_file(path: str | Path) -> Image:
-    """One DICOM file as an Image of one slice.
+    Args:
+        selectors: as `split_reference` gives them.
+        tilt, min_size: as for `load_image`.
 
     Raises:
         DataError: the file cannot be read as one image; the sentence names the reason.
     """
-    dataset = read_dataset(path)
-    plane = read_plane(dataset, str(path))
+    path, selectors = Path(path), selectors or {}
+    header = read_header(path)
     with reading(str(path)):
-        kind, notes = units(dataset, plane, plane.pixels)
-        affine, oriented, spaced, more = _single_affine(dataset)
-        view = view_of(dataset)
-        modality, bits = str(dataset.get("Modality") or "OT"), _bits(dataset, plane)
+        kind, problem = kind_of(header.dataset)
+    if problem:
+        raise DataError(f"'{path}' {problem}")
+    if kind != "plane" or selectors:
+        from medfm.io.folder import read_reference
+
+        return read_reference(path, selectors, tilt)
+    return read_single(header, min_size)
+
+
+def read_single(header: Header, min_size: tuple[int, int] | None = None, volume: int | None = None) -> Image:
+    """A film, a lone slice or a cine.
+
+    Raises:
+        DataError: as `read_file`.
+    """
+    path = header.path
+    dataset = with_pixels(header)
+    with reading(str(path)):
+        frames = frame_count(dataset)
+        meaning = next(meanings(dataset, str(path)))
+        place = meaning if is_enhanced(dataset) and pixel_spacing(meaning)[0][0] > 0 else dataset
+        shrink = 0
+        if frames == 1 and kind_of(dataset)[0] == "plane":
+            shrink = _halvings(dataset, path, min_size)
+            first = read_plane(dataset, str(path), shrink)
+            pixels = first.pixels[None]
+        else:
+            first, pixels = _sequence(dataset, path, frames, volume)
+        kind, notes = units(first, pixels)
+        affine, oriented, spaced, more = _single_affine(place, path)
+        modality, bits, view = code(dataset, "Modality") or "OT", bits_of(dataset, first), view_of(dataset)
+        if shrink:
+            rows, columns = pixels.shape[1:3]
+            # Low-pass samples of a wavelet lie on every second pixel, from the first one on.
+            affine = affine @ np.diag([2.0**shrink, 2.0**shrink, 1.0, 1.0])
+            more = [*more, f"decoded at 1/{2**shrink} of its resolution, {columns} x {rows} pixels"]
+        if frames > 1:
+            more = [*more, *_sequence_notes(dataset)]
+    colour = first.photometric == "RGB"
+    # (time, rows, columns[, 3]) -> (i = column, j = row, k, time[, 3]); a view, so that going back costs nothing.
+    array = pixels.transpose(2, 1, 0, *range(3, pixels.ndim))
+    last_axis = "colour" if colour else None
+    if frames > 1 and volume is None:
+        array = array[:, :, None]
+        last_axis = "time, colour" if colour else "time"
     return Image(
-        # (rows, columns[, 3]) -> (i = column, j = row, k[, colour]); a view, so that going back costs nothing.
-        array=plane.pixels.swapaxes(0, 1)[:, :, None],
+        array=array,
         affine=affine,
         modality=modality,
         intensity_units=kind,
         source=str(path),
-        photometric=plane.photometric,
-        windows=plane.windows,
-        last_axis="colour" if plane.photometric == "RGB" else None,
+        photometric=first.photometric,
+        windows=first.windows,
+        last_axis=last_axis,  # type: ignore[arg-type]
         oriented=oriented,
         spaced=spaced,
         bits_stored=bits,
         view=view,
-        notes=tuple(plane.notes + notes + more),
+        notes=tuple(first.notes + notes + more),
     )
 
 
-def _bits(dataset: Dataset, plane: Plane) -> int | None:
+def _sequence(dataset: Dataset, path: Path, frames: int, volume: int | None) -> tuple[Plane, np.ndarray]:
+    """(the first plane, (time, rows, columns[, 3])) of a cine."""
+    if volume is not None and volume >= frames:
+        raise DataError(f"'{path}' holds frames 0 to {frames - 1}, not {volume}")
+    first: Plane | None = None
+    pixels = np.empty(0)
+    wanted = [volume] if volume is not None else list(range(frames))
+    for place, (_, plane) in enumerate(read_frames(dataset, str(path), wanted, wanted[0])):
+        if first is None:
+            first, pixels = plane, np.empty((len(wanted), *plane.pixels.shape), plane.pixels.dtype)
+        pixels = put(pixels, place, plane.pixels, path)
+    if first is None:
+        raise DataError(f"'{path}' holds no frames")
+    return first, pixels
+
+
+def put(pixels: np.ndarray, place: int | tuple[int, int], plane: np.ndarray, path: Path) -> np.ndarray:
+    """`pixels` with `plane` at `place`; where their own rescale gives planes another dtype, in one that holds them all.
+
+    Raises:
+        DataError: the plane has another size than the first.
+    """
+    if plane.shape != pixels.shape[-plane.ndim :]:
+        raise DataError(f"'{path}': its pixels have the shape {plane.shape}, those before {pixels.shape[-plane.ndim :]}")
+    if plane.dtype != pixels.dtype:
+        mixed = np.promote_types(pixels.dtype, plane.dtype)
+        pixels = pixels.astype(np.float32 if mixed.kind == "f" else mixed, copy=False)
+    pixels[place] = plane
+    return pixels
+
+
+def _sequence_notes(dataset: Dataset) -> list[str]:
+    """What the frames follow: time for a cine, detectors or angles for nuclear medicine."""
+    from pydicom.datadict import keyword_for_tag
+
+    pointer = dataset.get("FrameIncrementPointer")
+    tags = pointer if isinstance(pointer, list | tuple) or type(pointer).__name__ == "MultiValue" else [pointer]
+    names = [keyword_for_tag(int(tag)) for tag in tags if tag]
+    return [f"frames follow {', '.join(names)}"] if names and names != ["FrameTime"] else []
+
+
+def _halvings(dataset: Dataset, path: Path, min_size: tuple[int, int] | None) -> int:
+    """How often a film may be halved and keep `min_size`. Padding would bleed into its neighbours: then never."""
+    return 0 if min_size is None or "PixelPaddingValue" in dataset else reduction(dataset, str(path), min_size)
+
+
+def units(plane: Plane, pixels: np.ndarray) -> tuple[IntensityUnits, list[str]]:
+    """Units of `pixels` (the whole series) as the header of its first plane says, and notes."""
+    kind, note = units_of(plane.meaning, pixels, plane.photometric, bool(plane.windows))
+    return kind, [note] if note else []
+
+
+def bits_of(dataset: Dataset, plane: Plane) -> int | None:
     if plane.photometric == "RGB" and plane.pixels.dtype == np.uint8:
         return 8
-    return int(dataset.get("BitsStored") or 0) or None
+    return integer(dataset, "BitsStored") or None
 
 
-def _single_affine(dataset: Dataset) -> tuple[np.ndarray, bool, bool, list[str]]:
-    """(affine, oriented, spaced, notes) of a single image."""
-    spacing, note = pixel_spacing(dataset)
+def _single_affine(dataset: Dataset, path: Path) -> tuple[np.ndarray, bool, bool, list[str]]:
+    """(affine, oriented, spaced, notes) of a single image.
+
+    Raises:
+        DataError: its place or spacing is damaged.
+    """
+    try:
+        axes, position = place_of(dataset)
+        spacing, note = pixel_spacing(dataset)
+    except DataError as error:
+        raise DataError(f"'{path}': {error}") from None
     notes = [note] if note else []
     spaced = spacing[0] > 0
     if not spaced:
         spacing = (1.0, 1.0)
-    axes, position = directions(dataset), floats(dataset, "ImagePositionPatient")
-    if axes is None or len(position) != 3:
+        ratio = floats(dataset, "PixelAspectRatio")  # vertical, horizontal
+        if len(ratio) == 2 and ratio[0] != ratio[1]:
+            notes.append(f"pixels are not square (PixelAspectRatio {ratio[0]:g}:{ratio[1]:g}), but their size is not known")
+    if axes is None or position is None:
         affine, oriented = film_affine(dataset, spacing)
         return affine, oriented, spaced, notes
+    if not spaced and frame_count(dataset) == 1:
+        raise DataError(f"'{path}': it has a position and no pixel spacing, so its size is not known")
     # A lone slice has no neighbour to measure its distance from.
     thickness = (floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness") or [0.0])[0]
-    if thickness <= 0:
+    if not _THINNEST <= thickness <= _THICKEST:
         thickness = 1.0
-        notes.append("the file gives no slice thickness; 1 mm is a placeholder")
+        notes.append("the file gives no usable slice thickness; 1 mm is a placeholder")
     return patient_affine(axes, spacing, axes[2] * thickness, np.array(position)), True, spaced, notes

@@ -6,10 +6,14 @@ the voxel index (i, j, k) = (column, row, slice) to millimetres: PS3.3 C.7.6.2.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from medfm.errors import DataError
+from medfm.io.raw import has, is_mislabelled, raw_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -20,34 +24,52 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1), "H": (2, 1), "F": (2, -1)}
 
 
+# Pixels of microscopes measure 0.2 um and those of bone scans 10 mm; beyond these, mm, the header is damaged.
+_SMALLEST_SPACING, _LARGEST_SPACING = 1e-4, 100.0
+
+
 def floats(dataset: Dataset, keyword: str) -> list[float]:
     """The finite numbers of a header value; [] where it is absent, empty or not numeric."""
+    if not has(dataset, keyword) or is_mislabelled(dataset, keyword):
+        return []
+    plain = raw_bytes(dataset, keyword)
     try:
-        value = dataset.get(keyword)
-        if value is None or value == "":
-            return []
-        many = [value] if isinstance(value, str | float | int) else list(value)
-        numbers = [float(v) for v in many]
+        if plain is not None:
+            # Python would read 1_0 as 10.
+            numbers = [float(v) for v in plain.split(b"\\")] if plain and b"_" not in plain else []
+        else:
+            value = dataset.get(keyword)
+            if value is None or value == "":
+                return []
+            numbers = [float(v) for v in ([value] if isinstance(value, str | float | int) else list(value))]
     except (TypeError, ValueError, ArithmeticError):
         return []
-    return numbers if all(np.isfinite(numbers)) else []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[tuple[float, float], str]:
-    """((row spacing, column spacing) in mm, a note). (0, 0) where the file gives none.
+    """((row spacing, column spacing) in mm, a note). (0, 0) where the file gives none, or only zeros, which mean the same.
 
     The first number of (0028,0030) is the distance between rows, that is along j. A film's ImagerPixelSpacing is measured at
     the detector and used as it is, with a note, where there is no PixelSpacing.
+
+    Raises:
+        DataError: what the file gives is no spacing. The text names the keyword, not the file.
     """
+    zero = ""
     for keyword, note in (
         ("PixelSpacing", ""),
         ("ImagerPixelSpacing", "spacing is ImagerPixelSpacing, at the detector, not corrected for magnification"),
         ("NominalScannedPixelSpacing", "spacing is NominalScannedPixelSpacing, of the film digitiser"),
     ):
         pair = floats(dataset, keyword)
-        if len(pair) == 2 and min(pair) > 0:
-            return (pair[0], pair[1]), note
-    return (0.0, 0.0), ""
+        if len(pair) == 2 and min(pair) >= _SMALLEST_SPACING and max(pair) <= _LARGEST_SPACING:
+            return (pair[0], pair[1]), "; ".join(filter(None, (zero, note)))
+        if pair and not any(pair):
+            zero = zero or f"{keyword} is zero and was left out"
+        elif pair or not is_empty(dataset, keyword):
+            raise DataError(f"{keyword} is not two numbers from {_SMALLEST_SPACING} to {_LARGEST_SPACING:g} mm; it is damaged")
+    return (0.0, 0.0), zero
 
 
 def directions(dataset: Dataset) -> np.ndarray | None:
@@ -57,13 +79,52 @@ def directions(dataset: Dataset) -> np.ndarray | None:
     cosines = floats(dataset, "ImageOrientationPatient")
     if len(cosines) != 6:
         return None
-    i, j = np.array(cosines[:3]), np.array(cosines[3:])
-    lengths = np.linalg.norm(i), np.linalg.norm(j)
+    i, j = cosines[:3], cosines[3:]
+    lengths = math.hypot(*i), math.hypot(*j)
     # Rounded headers miss unit length and a right angle by a few 1e-3; anything more is no orientation.
-    if max(abs(length - 1) for length in lengths) > 0.01 or abs(i @ j) > 0.01:
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(sum(p * q for p, q in zip(i, j, strict=True))) > 0.01:
         return None
-    i, j = i / lengths[0], j / lengths[1]
-    return np.stack([i, j, np.cross(i, j)])
+    a, b = [v / lengths[0] for v in i], [v / lengths[1] for v in j]
+    normal = [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+    return np.array([a, b, normal])
+
+
+def is_empty(dataset: Dataset, keyword: str) -> bool:
+    """Whether an attribute is absent or has no value."""
+    if not has(dataset, keyword):
+        return True
+    plain = raw_bytes(dataset, keyword)
+    value = dataset[keyword].value if plain is None else plain
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def place_of(dataset: Dataset) -> tuple[np.ndarray | None, tuple[float, ...] | None]:
+    """((3, 3) axes as `directions` gives them, LPS position in mm), both None where the image has no place in the patient.
+
+    Raises:
+        DataError: one of the two is missing or damaged. A picture laid anywhere would look like one that is in its place.
+    """
+    axes, position = directions(dataset), floats(dataset, "ImagePositionPatient")
+    if axes is not None and len(position) == 3:
+        return axes, (position[0], position[1], position[2])
+    gone = is_empty(dataset, "ImageOrientationPatient"), is_empty(dataset, "ImagePositionPatient")
+    if all(gone):
+        return None, None
+    names = [
+        f"{keyword} is {'missing' if empty else 'damaged'}"
+        for keyword, empty, usable in (
+            ("ImageOrientationPatient", gone[0], axes is not None),
+            ("ImagePositionPatient", gone[1], len(position) == 3),
+        )
+        if not usable
+    ]
+    raise DataError(f"{' and '.join(names)}, so the image has no known place")
+
+
+def complete_axes(cosines: Sequence[float]) -> np.ndarray:
+    """(3, 3) LPS unit vectors of i, j and their normal as rows, from six direction cosines of unit length."""
+    pair = np.asarray(cosines, float).reshape(2, 3)
+    return np.vstack([pair, np.cross(pair[0], pair[1])])
 
 
 def patient_affine(axes: np.ndarray, spacing: tuple[float, float], step: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -102,7 +163,7 @@ def film_affine(dataset: Dataset, spacing: tuple[float, float]) -> tuple[np.ndar
 def view_of(dataset: Dataset) -> str:
     """ "PA", "AP", "LATERAL" or the file's own term in capitals; "" where the header does not say."""
     terms = _texts(dataset, "ViewPosition")
-    for item in dataset.get("ViewCodeSequence") or []:
+    for item in (dataset.get("ViewCodeSequence") if has(dataset, "ViewCodeSequence") else None) or []:
         terms.append(str(item.get("CodeMeaning", "")))
     for term in terms:
         view = _view_word(term)
@@ -128,6 +189,8 @@ def _view_word(term: str) -> str:
 
 
 def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    if not has(dataset, keyword):
+        return []
     value = dataset.get(keyword)
     if value is None or value == "":
         return []

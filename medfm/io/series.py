@@ -1,196 +1,177 @@
-"""A folder that holds one DICOM series -> one volume, or one sentence that says why not.
-
-Slices are ordered by their position along the normal, never by file name or instance number. Everything that would give a
-volume whose affine lies (gantry tilt, a missing slice, two spacings, mixed orientations) is refused.
-"""
+"""A group of DICOM slices -> one volume, with a time axis where several share a place."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
 
 from medfm.errors import DataError
-from medfm.io.dicom import Plane, has_magic, is_localizer, read_dataset, read_file, read_plane, refusal, units
-from medfm.io.geometry import as_spacing, directions, floats, patient_affine, pixel_spacing
-from medfm.io.pixels import reading
+from medfm.io.dataset import Header, integer, read_header
+from medfm.io.dicom import bits_of, put, units
+from medfm.io.dose import dose_units
+from medfm.io.geometry import complete_axes, floats, patient_affine
+from medfm.io.group import Series
+from medfm.io.mosaic import untile
+from medfm.io.pixels import decode_frames
+from medfm.io.planes import Plane, drop_pixels, read_frames, read_plane, with_pixels
+from medfm.io.quiet import reading
+from medfm.io.slices import Slice
+from medfm.io.tilt import unshear
 from medfm.types import Image
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
+def read_stack(
+    series: Series, headers: dict[Path, Header], source: str, volume: int | None = None, tilt: str = "refuse"
+) -> Image:
+    """A stack, the frames of enhanced objects, or mosaics, as (i, j, k), with time and then colour last where there are any.
 
-def series_files(folder: Path) -> list[Path]:
-    """The DICOM files directly inside `folder`, sorted by name; hidden files and DICOMDIR are left out."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name.upper() != "DICOMDIR")
-    return [p for p in files if p.suffix.lower() in DICOM_SUFFIXES or has_magic(p)]
-
-
-def read_series(folder: str | Path) -> Image:
-    """The one series in `folder` as an Image of shape (columns, rows, slices) or (columns, rows, slices, 3).
+    Args:
+        series: what `group` found, with its layout.
+        headers: of its files, as far as they are at hand; emptied on the way.
+        volume: the one volume wanted of several.
+        tilt: "resample" shears a tilted stack back, "refuse" refuses it.
 
     Raises:
-        DataError: no DICOM inside; several series; scouts, multi-frame objects or reports among the slices; different sizes,
-            spacings or orientations; slices without position; a position that occurs twice; gantry tilt; missing or unevenly
-            spaced slices.
+        DataError: the series has a fault, or a file cannot be decoded.
     """
-    folder = Path(folder)
-    files = series_files(folder)
-    if not files:
-        raise DataError(f"'{folder}' holds no DICOM files; name one image file, or the folder that directly holds one series")
-    if len(files) == 1:
-        return read_file(files[0])
-    datasets = [read_dataset(path) for path in files]
-    with reading(str(folder)):
-        _check_alike(datasets, files, folder)
-        axes, spacing, notes = _common_geometry(datasets, folder)
-        positions = np.array([floats(d, "ImagePositionPatient") for d in datasets])
-        order = np.argsort(positions @ axes[2], kind="stable")
-        step = _step(positions[order], axes, spacing, folder)
-    first, volume, spare = _stack([datasets[n] for n in order], [files[n] for n in order], folder)
-    dataset = datasets[order[0]]
-    with reading(str(folder)):
-        kind, more = units(dataset, first, volume)
-        modality, bits = str(dataset.get("Modality") or "OT"), int(dataset.get("BitsStored") or 0) or None
+    layout = series.layout
+    if layout is None or (series.problem and not layout.tilted):
+        raise DataError(f"'{source}': {series.problem}")
+    if layout.tilted and tilt != "resample":
+        raise DataError(f"'{source}': {layout.tilt_fault}")
+    order = layout.order
+    if volume is not None:
+        if volume >= len(order):
+            raise DataError(f"'{source}' holds volumes 0 to {len(order) - 1}, not {volume}")
+        order = (order[volume],)
+    reader = _Reader(series, headers, order)
+    pixels, plane = reader.read()
+    if len(order) > 1:
+        _refuse_equal_volumes(pixels, source)
+    notes = [*layout.notes, *_few(reader.notes)]
+    position, step = layout.position, layout.step
+    first = series.slices[order[0][0]]
+    if first.step is not None:  # a mosaic
+        step = np.array(first.step)
+    if layout.tilted:
+        if pixels.ndim == 5:
+            raise DataError(f"'{source}': {layout.tilt_fault.split(';')[0]}; a stack in colour is not resampled")
+        volumes = [unshear(one, layout) for one in pixels]
+        pixels, position = np.stack([one for one, _ in volumes]), volumes[0][1]
+        step = layout.step - layout.shear
+        angle = np.degrees(np.arctan2(np.linalg.norm(layout.shear), np.linalg.norm(step)))
+        notes.append(f"a gantry tilt of {angle:.1f} degrees was sheared back by linear interpolation")
+    with reading(str(first.path)):
+        kind, more = units(plane, pixels)
+    colour = plane.photometric == "RGB"
+    several = len(order) > 1
+    array = pixels.transpose(3, 2, 1, 0, *range(4, pixels.ndim))  # (i, j, k, time[, 3]), a view
+    last_axis = ("time, colour" if colour else "time") if several else ("colour" if colour else None)
     return Image(
-        # (slice, row, column[, 3]) -> (i, j, k[, 3]), a view.
-        array=volume.transpose(2, 1, 0, *range(3, volume.ndim)),
-        affine=patient_affine(axes, spacing, step, positions[order[0]]),
-        modality=modality,
+        array=array if several else array[:, :, :, 0],
+        affine=patient_affine(layout.axes, layout.spacing, step, position),
+        modality=first.header.modality,
         intensity_units=kind,
-        source=str(folder),
-        photometric=first.photometric,
-        windows=first.windows,
-        last_axis="colour" if first.photometric == "RGB" else None,
-        bits_stored=bits,
-        notes=tuple(notes + spare + more),
+        source=source,
+        photometric=plane.photometric,
+        windows=plane.windows,
+        last_axis=last_axis,  # type: ignore[arg-type]
+        bits_stored=reader.bits,
+        notes=tuple(notes + more),
     )
 
 
-def _check_alike(datasets: list[Dataset], files: list[Path], folder: Path) -> None:
-    """Refuse a folder whose files are not slices of one series."""
-    series = Counter(str(d.get("SeriesInstanceUID", "")) for d in datasets)
-    if len(series) > 1:
-        sizes = ", ".join(str(n) for _, n in series.most_common(5))
-        raise DataError(f"'{folder}' holds {len(series)} series (of {sizes} files); put each into a folder of its own")
-    for dataset, path in zip(datasets, files, strict=True):
-        problem = refusal(dataset)
-        if problem:
-            raise DataError(f"'{folder}': '{path.name}' {problem}")
-    scouts = sum(map(is_localizer, datasets))
-    if 0 < scouts < len(datasets):
-        raise DataError(f"'{folder}': {scouts} of {len(datasets)} files are scouts (ImageType LOCALIZER); move them away")
-    copies = [uid for uid, n in Counter(str(d.get("SOPInstanceUID", "")) for d in datasets).items() if n > 1 and uid]
-    if copies:
-        twins = [p.name for p, d in zip(files, datasets, strict=True) if str(d.get("SOPInstanceUID", "")) == copies[0]]
-        raise DataError(
-            f"'{folder}': duplicate slices: {' and '.join(twins[:3])} are the same image; {len(copies)} images occur twice"
-        )
-    for keyword in ("Rows", "Columns", "PhotometricInterpretation", "SamplesPerPixel", "Modality", "PixelRepresentation"):
-        values = Counter(str(d.get(keyword)) for d in datasets)
-        if len(values) > 1:
-            raise DataError(f"'{folder}': slices differ in {keyword}: {', '.join(sorted(values))}")
+class _Reader:
+    """Decodes the wanted slices file by file, each file once, and puts them where they belong."""
+
+    def __init__(self, series: Series, headers: dict[Path, Header], order: tuple[tuple[int, ...], ...]) -> None:
+        self.first: Plane | None = None
+        self.bits: int | None = None
+        self.notes: list[str] = []
+        self._headers = headers
+        self._mosaic: Slice | None = series.slices[0] if series.slices[0].kind == "mosaic" else None
+        self._size = (len(order), series.slices[0].count if self._mosaic else len(order[0]))
+        # file -> {frame: (volume, slice)}, files in the order of their first slice
+        self._wanted: dict[Path, dict[int | None, tuple[int, int]]] = defaultdict(dict)
+        for time, row in enumerate(order):
+            for place, number in enumerate(row):
+                one = series.slices[number]
+                self._wanted[one.path][one.frame] = (time, place)
+
+    def read(self) -> tuple[np.ndarray, Plane]:
+        """((time, slice, row, column[, 3]), the plane of the first slice)."""
+        pixels: np.ndarray | None = None
+        for path, places in self._wanted.items():
+            header = self._headers.pop(path, None) or read_header(path)
+            dataset = with_pixels(header)
+            for frame, plane in self._planes(dataset, path, places):
+                values = untile(plane.pixels, self._mosaic) if self._mosaic else plane.pixels
+                if pixels is None:
+                    ahead = self._size[:1] if self._mosaic else self._size
+                    pixels = np.empty((*ahead, *values.shape), values.dtype)
+                pixels = put(pixels, places[frame][0] if self._mosaic else places[frame], values, path)
+                if places[frame] == (0, 0):
+                    self.first, self.bits = plane, bits_of(dataset, plane)
+                self.notes += [note for note in plane.notes if note not in self.notes]
+            drop_pixels(dataset)
+        if pixels is None or self.first is None:
+            raise DataError("holds no slices")
+        return pixels, self.first
+
+    def _planes(
+        self, dataset: Dataset, path: Path, places: dict[int | None, tuple[int, int]]
+    ) -> Iterator[tuple[int | None, Plane]]:
+        first = next((frame for frame, place in places.items() if place == (0, 0)), -1)
+        if None in places:
+            yield None, read_plane(dataset, str(path), first=first is None, writable=False)
+            return
+        yield from read_frames(dataset, str(path), [frame for frame in places if frame is not None], first)
 
 
-def _common_geometry(datasets: list[Dataset], folder: Path) -> tuple[np.ndarray, tuple[float, float], list[str]]:
-    """(axes, (row, column) spacing, notes) that all slices share. The spacing is 1 mm with a note where there is none."""
-    axes = [directions(d) for d in datasets]
-    placed = [a is not None and len(floats(d, "ImagePositionPatient")) == 3 for a, d in zip(axes, datasets, strict=True)]
-    if not all(placed):
-        raise DataError(
-            f"'{folder}': {placed.count(False)} of {len(placed)} files have no usable ImageOrientationPatient and "
-            "ImagePositionPatient, so the slices cannot be ordered; load them one by one"
-        )
-    directed = np.stack([a for a in axes if a is not None])
-    angles = np.degrees(np.arccos(np.clip((directed[:, :2] * directed[0, :2]).sum(-1).min(axis=1), -1, 1)))
-    turned = int((angles > 0.5).sum())
-    if turned:
-        raise DataError(
-            f"'{folder}': slices differ in orientation ({turned} of {len(angles)} are turned by up to {angles.max():.0f} "
-            "degrees against the first); put each orientation into a folder of its own"
-        )
-    spacings = [pixel_spacing(d) for d in datasets]
-    spread = np.ptp([s for s, _ in spacings], axis=0)
-    if spread.max() > 1e-3 * max(spacings[0][0]):
-        raise DataError(f"'{folder}': slices differ in pixel spacing by up to {spread.max():.3g} mm")
-    spacing, note = spacings[0]
-    if spacing[0] <= 0:
-        raise DataError(f"'{folder}': the slices give no pixel spacing, so the volume would have no shape")
-    return directed[0], spacing, [note] if note else []
+def _few(notes: list[str]) -> list[str]:
+    return [*notes[:3], *([f"and {len(notes) - 3} more notes on single slices"] if len(notes) > 3 else [])]
 
 
-def _step(positions: np.ndarray, axes: np.ndarray, spacing: tuple[float, float], folder: Path) -> np.ndarray:
-    """The LPS vector from a slice to the next, of slices sorted along the normal; refuses uneven and sheared stacks.
-
-    Args:
-        positions: (n, 3) LPS, mm.
-    """
-    count = len(positions)
-    along = positions @ axes[2]
-    gaps = np.diff(along)
-    same = gaps < 1e-3
-    if same.any():
-        places = 1 + int((~same).sum())
-        if count % places == 0 and places > 1:
+def _refuse_equal_volumes(pixels: np.ndarray, source: str) -> None:
+    """Two equal volumes in a row are one that was stored twice, not two points in time. A blank one says nothing."""
+    for number in range(1, len(pixels)):
+        one, other = pixels[number - 1], pixels[number]
+        if np.array_equal(one, other) and one.min() != one.max():
             raise DataError(
-                f"'{folder}': {count // places} images at each of {places} positions: a time series, or several echoes or "
-                "weightings; put each volume into a folder of its own"
+                f"'{source}': duplicate slices: volumes {number - 1} and {number} of the series are equal in every voxel"
             )
-        if places == 1:
-            raise DataError(f"'{folder}': all {count} images lie at one position: not a volume")
-        raise DataError(f"'{folder}': duplicate slices: {count} images lie at {places} positions")
-    # In-plane drift: half a pixel over the stack is more than rounding.
-    drift = np.abs((positions - positions[0]) @ axes[:2].T).max()
-    if drift > max(0.5 * min(spacing), 0.05):
-        angle = np.degrees(np.arctan2(drift, along[-1] - along[0]))
-        raise DataError(
-            f"'{folder}': gantry tilt: slices shift sideways by {drift:.3g} mm ({angle:.1f} degrees) along the stack, so "
-            "the volume is sheared; resample it first, for example with dcm2niix"
-        )
-    typical = float(np.median(gaps))
-    uneven = np.abs(gaps - typical) > max(0.1 * typical, 0.1 if typical > 0.4 else 0.0)
-    if uneven.any():
-        where = int(np.argmax(np.abs(gaps - typical)))
-        ratio = gaps[where] / typical
-        if bool(np.all(np.abs(gaps / typical - np.round(gaps / typical)) < 0.1)) and ratio > 1.5:
-            missing = int((np.round(gaps / typical) - 1).sum())
-            raise DataError(
-                f"'{folder}': missing slices: {missing} between the {count} that are there (spacing {typical:.4g} mm, first "
-                f"gap after slice {int(np.argmax(uneven)) + 1} along the normal)"
-            )
-        raise DataError(
-            f"'{folder}': slice spacing is not uniform: from {gaps.min():.4g} to {gaps.max():.4g} mm; "
-            f"slices {where + 1} and {where + 2} lie {gaps[where]:.4g} mm apart"
-        )
-    step = (positions[-1] - positions[0]) / (count - 1)
-    stray = np.abs(along - (along[0] + np.arange(count) * (step @ axes[2]))).max()
-    if stray > 0.25 * typical:
-        raise DataError(f"'{folder}': slice spacing is not uniform: a slice lies {as_spacing([stray])} off an even grid")
-    return step
 
 
-def _stack(datasets: list[Dataset], files: list[Path], folder: Path) -> tuple[Plane, np.ndarray, list[str]]:
-    """(the first plane, (slice, row, column[, 3]) physical values, notes). Compressed bytes are dropped as slices are
-    decoded.
+def read_dose(series: Series, headers: dict[Path, Header], source: str) -> Image:
+    """A radiotherapy dose grid, in gray where the file says so.
+
+    Raises:
+        DataError: the file cannot be decoded, or its values are not finite.
     """
-    first: Plane | None = None
-    volume = np.empty(0)
-    notes: list[str] = []
-    for n, (dataset, path) in enumerate(zip(datasets, files, strict=True)):
-        plane = read_plane(dataset, str(path))
-        for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-            if keyword in dataset:
-                del dataset[keyword]
-        if first is None:
-            first = plane
-            volume = np.empty((len(files), *plane.pixels.shape), plane.pixels.dtype)
-        if plane.pixels.dtype != volume.dtype:
-            # Slices with their own rescale: the volume takes the dtype that holds them all.
-            mixed = np.promote_types(volume.dtype, plane.pixels.dtype)
-            volume = volume.astype(np.float32 if mixed.kind == "f" else mixed)
-        volume[n] = plane.pixels
-        notes += [note for note in plane.notes if note not in notes]
-    if first is None:
-        raise DataError(f"'{folder}' holds no slices")
-    return first, volume, [*notes[:3], *([f"and {len(notes) - 3} more notes on single slices"] if len(notes) > 3 else [])]
+    one = series.slices[0]
+    header = headers.pop(one.path, None) or read_header(one.path)
+    dataset = with_pixels(header)
+    planes = []
+    with reading(str(one.path)):
+        scale = floats(dataset, "DoseGridScaling")[0]
+        for stored, photometric in decode_frames(dataset, str(one.path)):
+            if photometric != "MONOCHROME2":
+                raise DataError(f"'{one.path}': a radiotherapy dose whose pixels are {photometric}")
+            planes.append((stored * scale).astype(np.float32))
+        kind, notes = dose_units(dataset)
+    values = np.stack(planes)
+    if len(values) != one.count or not bool(np.isfinite(values).all()):
+        raise DataError(f"'{one.path}': a radiotherapy dose whose values are not finite or whose planes are not all there")
+    return Image(
+        array=values.transpose(2, 1, 0),
+        affine=patient_affine(complete_axes(one.cosines or ()), one.spacing, np.array(one.step), np.array(one.position)),
+        modality=one.header.modality,
+        intensity_units=kind,
+        source=source,
+        bits_stored=integer(dataset, "BitsStored") or None,
+        notes=tuple(notes),
+    )

@@ -5,16 +5,24 @@ Source: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medfm.errors import DataError
-from medfm.io.geometry import floats
+from medfm.io.geometry import floats, is_empty
 from medfm.types import IntensityUnits, Window
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+# ImageType values of maps computed from CT: perfusion, and materials of spectral CT.
+_CT_MAPS = frozenset(
+    {"PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "TTP", "TMAX", "PBV", "PERMEABILITY", "ELECTRON_DENSITY", "RHO_Z"}
+    | {"EFF_ATOMIC_NUM", "IODINE", "MATERIAL_SPECIFIC", "MAT_SPECIFIC"}
+)
 
 
 def smallest_integer(array: np.ndarray) -> np.ndarray:
@@ -45,30 +53,63 @@ def linear(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if not identity and not exact:
         # float64 for the product: a 16-bit value times a slope of 1e-3 would lose its last digits in float32.
         return (array * slope + intercept).astype(np.float32)
-    if not identity:
-        array = array.astype(np.int64 if array.dtype.itemsize > 2 or abs(slope) > 2**14 else np.int32)
-        array *= int(slope)
-        array += int(intercept)
-    try:
-        return smallest_integer(array)
-    except OverflowError:
-        return array.astype(np.float32)
+    if identity:
+        try:
+            return smallest_integer(array)
+        except OverflowError:
+            return array.astype(np.float32)
+    if not array.size:
+        return array.astype(np.int16)
+    ends = [int(array.min()) * int(slope) + int(intercept), int(array.max()) * int(slope) + int(intercept)]
+    for dtype in (np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
+            # The result fits, so that sums modulo 2^16 (or 2^32) end up right and nothing wider is needed on the way.
+            array = array.astype(dtype)
+            if slope != 1:
+                array *= _modulo(int(slope), dtype)
+            array += _modulo(int(intercept), dtype)
+            return array
+    return (array * slope + intercept).astype(np.float32)
+
+
+def _modulo(value: int, dtype: type) -> np.generic:
+    """`value` modulo the dtype's range, as a scalar of it."""
+    bits = 8 * np.dtype(dtype).itemsize
+    return np.array([value % (1 << bits)], f"u{bits // 8}").view(dtype)[0]
 
 
 def to_physical(stored: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
     """Stored values -> physical values through the Modality LUT Sequence or the rescale slope and intercept.
 
     Raises:
-        DataError: the slope is zero, or the look-up table is broken.
+        DataError: the slope is zero, or empty beside an intercept; or the look-up table is broken.
     """
-    if dataset.get("ModalityLUTSequence"):
+    if not is_empty(dataset, "ModalityLUTSequence"):
         table, first, _ = _table(dataset.ModalityLUTSequence[0], dataset, int(stored.min(initial=0)) < 0, path)
         return smallest_integer(table[np.clip(stored.astype(np.int32) - first, 0, len(table) - 1)])
-    slope = (floats(dataset, "RescaleSlope") or [1.0])[0]
-    intercept = (floats(dataset, "RescaleIntercept") or [0.0])[0]
+    slope, intercept = _rescale(dataset, "RescaleSlope", 1.0, path), _rescale(dataset, "RescaleIntercept", 0.0, path)
+    if intercept and "RescaleSlope" in dataset and is_empty(dataset, "RescaleSlope"):
+        raise DataError(f"'{path}': RescaleSlope is empty beside a RescaleIntercept, so its values cannot be known")
     if slope == 0:
         raise DataError(f"'{path}': RescaleSlope is 0, so that every pixel would be the same")
     return linear(stored, slope, intercept)
+
+
+def _rescale(dataset: Dataset, keyword: str, default: float, path: str) -> float:
+    """The number; its default where it is absent or empty.
+
+    Raises:
+        DataError: what the header says is no finite number. The default would then give wrong values.
+    """
+    if keyword not in dataset:
+        return default
+    numbers = floats(dataset, keyword)
+    if len(numbers) == 1:
+        return numbers[0]
+    value = dataset[keyword].value
+    if value is None or value == "" or value == b"":
+        return default
+    raise DataError(f"'{path}': {keyword} is not one finite number, so its values cannot be known")
 
 
 def replace_padding(stored: np.ndarray, dataset: Dataset, bright: bool) -> tuple[np.ndarray, str]:
@@ -94,18 +135,22 @@ def replace_padding(stored: np.ndarray, dataset: Dataset, bright: bool) -> tuple
         first, last = first - 2 ** (8 * stored.itemsize), last - 2 ** (8 * stored.itemsize)
     if last < info.min or first > info.max:
         return stored, ""
-    padding = (stored >= max(first, info.min)) & (stored <= min(last, info.max))
-    count = int(padding.sum())
+    low_end, high_end = max(first, info.min), min(last, info.max)
+    padding = stored == low_end if low_end == high_end else (stored >= low_end) & (stored <= high_end)
+    count = int(np.count_nonzero(padding))
     if count in (0, stored.size):
         return stored, ""
-    other = stored[~padding]
-    lowest, highest = int(other.min()), int(other.max())
+    lowest, highest = int(stored.min()), int(stored.max())
+    # Only an end that is padding itself has to be looked for among the other values.
+    if lowest >= low_end:
+        lowest = int(np.where(padding, info.max, stored).min())
+    if highest <= high_end:
+        highest = int(np.where(padding, info.min, stored).max())
     if first > lowest and last < highest:
         return stored, f"PixelPaddingValue {first} lies within the image's range and was ignored"
     fill = highest if bright else lowest
-    stored = stored.copy()
-    stored[padding] = fill
-    return stored, f"padding ({100 * count / stored.size:.0f} % of pixels, stored {first}) set to stored {fill}"
+    note = f"padding ({100 * count / stored.size:.0f} % of pixels, stored {first}) set to stored {fill}"
+    return np.where(padding, np.array(fill, stored.dtype), stored), note
 
 
 def windows_of(dataset: Dataset, path: str, signed: bool) -> tuple[tuple[Window, ...], list[str]]:
@@ -163,8 +208,14 @@ def units_of(dataset: Dataset, physical: np.ndarray, photometric: str, has_windo
     modality = str(dataset.get("Modality", ""))
     if photometric == "RGB":
         return "display", ""
-    if modality == "PT" and str(dataset.get("Units", "")) == "BQML":
-        return "BQML", ""
+    if modality == "PT":
+        if is_empty(dataset, "RescaleSlope") and physical.dtype.kind != "f":
+            return "arbitrary", "a PET image without RescaleSlope: its values are stored numbers"
+        kind, weight = str(dataset.get("Units") or "").strip().upper(), str(dataset.get("SUVType") or "BW").strip().upper()
+        if kind == "BQML":
+            return "BQML", ""
+        if kind == "GML":  # standardised uptake values in g/ml, by body weight unless the file says otherwise
+            return ("SUV", "") if weight == "BW" else ("arbitrary", "uptake values by another measure than body weight")
     if modality == "CT":
         return _hounsfield(dataset, physical)
     rescaled = bool(dataset.get("ModalityLUTSequence")) or floats(dataset, "RescaleSlope") not in ([], [1.0])
@@ -175,10 +226,14 @@ def units_of(dataset: Dataset, physical: np.ndarray, photometric: str, has_windo
 
 def _hounsfield(dataset: Dataset, physical: np.ndarray) -> tuple[IntensityUnits, str]:
     kind = str(dataset.get("RescaleType") or "").strip().upper()
-    if kind not in ("", "HU", "US"):  # US: unspecified
+    if not says_hounsfield(kind):
         return "arbitrary", f"CT with rescale type '{kind[:16]}', not HU"
-    if "LOCALIZER" in [str(v).upper() for v in dataset.get("ImageType") or []]:
+    types = {str(v).strip().upper() for v in dataset.get("ImageType") or []}
+    if "LOCALIZER" in types:
         return "arbitrary", "a CT localizer (scout) is a projection, not HU"
+    maps = sorted(types & _CT_MAPS)
+    if maps:
+        return "arbitrary", f"a CT map of another quantity than attenuation (ImageType {maps[0]}), not HU"
     if dataset.get("ModalityLUTSequence"):
         return "arbitrary", "CT values come from a modality LUT, not from HU rescale"
     low, high = float(physical.min()), float(physical.max())
@@ -186,6 +241,13 @@ def _hounsfield(dataset: Dataset, physical: np.ndarray) -> tuple[IntensityUnits,
     if not problem and low >= 0 and not floats(dataset, "RescaleIntercept"):
         problem = f"values from {low:g} to {high:g} without a rescale intercept"
     return ("arbitrary", f"not HU: {problem}") if problem else ("HU", "")
+
+
+def says_hounsfield(kind: str) -> bool:
+    """Whether a RescaleType (in capitals) leaves CT values Hounsfield units. US: unspecified; some scanners write the unit's
+    name, in more than one spelling.
+    """
+    return kind in ("", "HU", "US") or re.fullmatch(r"HOU?ND?S?FIELD( UNITS?)?", kind) is not None
 
 
 def implausible_hounsfield(low: float, high: float) -> str:

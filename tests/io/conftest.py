@@ -86,3 +86,47 @@ def write_series(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / folder
 
     return write
+
+
+@pytest.fixture
+def write_enhanced(tmp_path: Path) -> Callable[..., Path]:
+    """write_enhanced(volume, frames, name="e.dcm", shared={...}, **tags) -> an Enhanced MR object.
+
+    `frames` holds one dict a frame, {macro sequence: {keyword: value}}; so does `shared`.
+    """
+    from pydicom.dataset import Dataset
+
+    def item(macros: dict[str, dict[str, Any]]) -> Dataset:
+        group = Dataset()
+        for name, values in macros.items():
+            macro = Dataset()
+            for keyword, value in values.items():
+                setattr(macro, keyword, value)
+            setattr(group, name, [macro])
+        return group
+
+    def write(
+        volume: np.ndarray,
+        frames: list[dict[str, dict[str, Any]]],
+        name: str = "enhanced.dcm",
+        shared: dict[str, dict[str, Any]] | None = None,
+        **tags: Any,
+    ) -> Path:
+        common = {
+            "PixelMeasuresSequence": {"PixelSpacing": [2.0, 1.0], "SliceThickness": 3},
+            "PlaneOrientationSequence": {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+            **(shared or {}),
+        }
+        extra = {
+            "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1",
+            "Modality": "MR",
+            "NumberOfFrames": len(frames),
+            "SharedFunctionalGroupsSequence": [item(common)],
+            "PerFrameFunctionalGroupsSequence": [item(frame) for frame in frames],
+            **tags,
+        }
+        # Rows and columns are those of one frame; the pixels of all follow each other.
+        flat = volume.reshape(-1, *volume.shape[2:])
+        return make_dicom(tmp_path / name, flat, **{"Rows": volume.shape[1], "Columns": volume.shape[2], **extra})
+
+    return write
