@@ -23,7 +23,14 @@ class DataConfig(Config):
     batch_size: int = Field(default=64, ge=1, description="pairs a step, over all devices")
     eval_batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0, description="loader processes a device")
-    cache: Literal["none", "memory"] = Field(default="none", description="keep preprocessed images in shared memory")
+    cache: str = Field(
+        default="none",
+        description="none; memory keeps preprocessed images in shared memory; or the folder that `medfm cache` made",
+    )
+    shuffle: Literal["global", "shard"] = Field(
+        default="global",
+        description="order of training: all images mixed; or, for a cache on spinning disks, a few shards of it at a time",
+    )
     cache_gb: float = Field(default=4.0, gt=0, description="largest size of the memory cache")
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="what bad rows do: stop before training, or be left out"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,28 +16,23 @@ from torch.utils.data import Dataset
 
 from medfm.data.cache import MemoryCache
 from medfm.data.manifest import LABEL_PREFIX, Manifest
+from medfm.data.packed import CodedTexts, PackedTexts
 from medfm.data.sampler import Key
 from medfm.data.scan import relative_message
+from medfm.data.store.reader import Found, StoredImages, open_rows
 from medfm.data.values import parse_label
-from medfm.errors import DataError, MedfmError
+from medfm.errors import ConfigError, DataError, MedfmError
 from medfm.text.config import ReportConfig
 from medfm.text.report import choose, is_empty, is_normal, prepare, text_key
+from medfm.transforms.crop import random_start
+from medfm.transforms.preprocess import Preprocess
 from medfm.types import Batch
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from medfm.types import Image
 
-
-class Preprocessor(Protocol):
-    """What of `medfm.transforms.preprocess.Preprocess` is used: the contract, and the call that carries it out."""
-
-    config: Any
-
-    def __call__(self, image: Image) -> np.ndarray:
-        """(C, *size) in the contract's storage dtype."""
-
+_BREAK = "\x1f"  # between the sentences of a report; ASCII's unit separator
 
 Tokenizer = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
 """texts -> (B, T) token ids and (B, T) mask."""
@@ -63,19 +61,25 @@ class Failure:
 class StudyDataset(Dataset):
     """The rows of one split (and of some views) of a manifest.
 
-    A sample is asked for by its position, or by (epoch, position) as `StepBatchSampler` gives: the text drawn depends on the
-    seed, the epoch and the manifest's row alone, never on the order of asking or the number of processes.
+    A sample is asked for by its position, or by (epoch, position) as `StepBatchSampler` gives: the text and the crop drawn
+    depend on the seed, the epoch and the manifest's row alone, never on the order of asking or the number of processes. What is
+    kept a row lies in arrays, so that loader processes share it.
 
     Args:
         manifest: checked rows; its index numbers the rows.
-        preprocess: the contract; its `config` gives size, channels and storage dtype.
+        preprocess: the contract.
         tokenizer: None gives batches without text.
         report: which part of a report is learned from; None for the default.
         split: "train", "val", "test", or None for all rows.
         train: draw texts as `report.sample` says; False always takes all the kept text.
         seed: of the drawing.
         views: keep these only; empty keeps all.
-        cache: "memory" keeps preprocessed images in shared memory, up to `cache_gb` * 10^9 bytes.
+        cache: "none" decodes every time; "memory" keeps preprocessed images in shared memory, up to `cache_gb` * 10^9 bytes;
+            else the folder of a store made by `medfm cache`, from which crops are read and which must hold every image.
+        crop: "random" cuts a box of the contract's size at a place drawn anew each epoch, while `train`; else the middle.
+        on_error: "skip" leaves out images that the store does not hold, with a warning, in place of an error.
+        check_files: compare the size and time of each file with what was stored; False trusts the store by names alone, and
+            the files need not be there.
 
     Attributes:
         rows: (N,) int64, the manifest row of each position.
@@ -86,14 +90,14 @@ class StudyDataset(Dataset):
         empty_reports: how many rows have no text.
 
     Raises:
-        DataError: no row is left; says which splits and views there are.
-        ConfigError: the cache does not fit.
+        DataError: no row is left; says which splits and views there are. Images are missing from the store.
+        ConfigError: the cache does not fit, is no store, or was made under another contract.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        preprocess: Preprocessor,
+        preprocess: Preprocess,
         tokenizer: Tokenizer | None = None,
         report: ReportConfig | None = None,
         split: str | None = "train",
@@ -102,31 +106,47 @@ class StudyDataset(Dataset):
         views: Iterable[str] = (),
         cache: str = "none",
         cache_gb: float = 4.0,
+        crop: Literal["center", "random"] = "center",
+        on_error: Literal["fail", "skip"] = "fail",
+        check_files: bool = True,
     ) -> None:
         frame = select(manifest, split, tuple(views))
+        self._stored: StoredImages | None = None
+        if cache not in ("none", "memory"):
+            self._stored, frame = _open_store(manifest, frame, preprocess, Path(cache), on_error, check_files)
         self.root = manifest.root
-        self.row_name = manifest.row_name
+        self.row_name = replace(manifest, frame=manifest.frame.iloc[:0]).row_name  # without the table
         self.preprocess = preprocess
+        self.crop = crop if train else "center"
         self.tokenizer = tokenizer
         self.report = report or ReportConfig()
         self.train = train
         self.seed = seed
         self.findings = manifest.findings
         self.rows = torch.tensor(frame.index.to_numpy(np.int64))
-        self._images = frame["image"].tolist()
-        self._modalities = frame["modality"].tolist()
-        self._reports = frame["report"].tolist()
-        self._sentences: dict[str, tuple[str, ...]] = {}
+        self._images = PackedTexts(frame["image"])
+        self._modalities = CodedTexts(frame["modality"].tolist())
         self.patients = _codes(frame["patient_id"].tolist())
-        self.text_groups = self._group_texts()
+        self._reports: CodedTexts | None = None
+        self._kept = PackedTexts(())
+        self.text_groups = self._take_reports(frame["report"].tolist())
         self.empty_reports = int((self.text_groups == -1).sum())
         columns = [[parse_label(v) for v in frame[LABEL_PREFIX + f]] for f in self.findings]
         values = np.array([[np.nan if v is None else v for v in c] for c in columns], dtype=np.float32)
         self.labels = torch.from_numpy(values.T.copy() if self.findings else np.empty((len(frame), 0), dtype=np.float32))
-        contract = preprocess.config
-        self._shape = (int(contract.channels), *(int(s) for s in contract.size))
-        self._dtype: torch.dtype = getattr(torch, contract.dtype)
-        self._cache = MemoryCache(len(frame), self._shape, contract.dtype, cache_gb) if cache == "memory" else None
+        self._cache: MemoryCache | None = None
+        if cache == "memory":
+            if self.crop == "random":
+                raise ConfigError(
+                    "data.cache=memory keeps finished crops, so augment.crop=random would repeat them: cache to disk with "
+                    "`medfm cache` and data.cache=DIR, or set data.cache=none"
+                )
+            self._cache = MemoryCache(len(frame), preprocess.stored_shape, preprocess.config.dtype, cache_gb)
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """(N,) int32, in which file of the store each image lies; None without a store."""
+        return None if self._stored is None else self._stored.shards
 
     def __len__(self) -> int:
         return len(self._images)
@@ -136,62 +156,67 @@ class StudyDataset(Dataset):
             f"StudyDataset({len(self):,} images, {len(self.patients.unique()):,} patients, {self.empty_reports:,} without text)"
         )
 
-    def _prepared(self, report: str) -> tuple[str, ...]:
-        sentences = self._sentences.get(report)
-        if sentences is None:
-            # Equal reports (label sentences, normals) are parsed once a process.
-            sentences = self._sentences[report] = () if is_empty(report) else prepare(report, self.report)
-        return sentences
-
-    def _group_texts(self) -> torch.Tensor:
+    def _take_reports(self, reports: list[str]) -> torch.Tensor:
+        """Keep the sentences that are learned from; the rows' text groups."""
         if self.tokenizer is None:
-            return torch.full((len(self._reports),), -1, dtype=torch.int64)
-        keys: dict[str, str] = {}
-        for report in set(self._reports):
-            kept = " ".join(self._prepared(report))
-            keys[report] = "" if not kept else "normal" if is_normal(report) else "text " + text_key(kept)
-        return _codes([keys[r] for r in self._reports])
+            return torch.full((len(reports),), -1, dtype=torch.int64)
+        # Equal reports (label sentences, normals) are parsed once.
+        self._reports = CodedTexts(reports)
+        sentences = [() if is_empty(report) else prepare(report, self.report) for report in self._reports.unique]
+        self._kept = PackedTexts(_BREAK.join(s.replace(_BREAK, " ") for s in kept) for kept in sentences)
+        keys = [
+            "" if not kept else "normal" if is_normal(report) else "text " + text_key(" ".join(kept))
+            for report, kept in zip(self._reports.unique, sentences, strict=True)
+        ]
+        return _codes(keys)[torch.from_numpy(self._reports.codes).long()]
 
-    def image(self, position: int) -> torch.Tensor:
-        """(C, *size) in storage dtype, from the cache where it is filled.
+    def image(self, position: int, epoch: int = 0) -> torch.Tensor:
+        """(C, *size) in storage dtype: a crop of the store, from the memory cache where it is filled, or decoded now.
 
         Raises:
             DataError: the image cannot be read or contradicts the contract; names its row and relative path.
         """
+        if self._stored is not None:
+            return torch.from_numpy(self._cut(self._stored[position], position, epoch))
         if self._cache is not None:
             kept = self._cache.get(position)
             if kept is not None:
                 return kept
-        from medfm.io.load import load_image
-
         relative = self._images[position]
         try:
-            array = self.preprocess(load_image(self.root / relative, self._modalities[position]))
+            image = self.preprocess.load(os.path.join(self.root, relative), self._modalities[position])
+            whole = self.preprocess.whole(image)
         except (MedfmError, OSError) as error:
             raise DataError(
                 f"{self.row_name(int(self.rows[position]))}: image '{relative}' cannot be used: "
                 f"{relative_message(error, self.root)}. Set data.check_files=decode data.on_error=skip "
                 "to leave out every such image before training"
             ) from None
-        image = torch.from_numpy(np.ascontiguousarray(array))
-        if tuple(image.shape) != self._shape or image.dtype != self._dtype:
-            raise DataError(
-                f"preprocessing of '{relative}' gave {tuple(image.shape)} {image.dtype}, not {self._shape} {self._dtype}"
-            )
-        return image if self._cache is None else self._cache.put(position, image)
+        made = torch.from_numpy(self._cut(whole, position, epoch))
+        return made if self._cache is None else self._cache.put(position, made)
+
+    def _cut(self, whole: np.ndarray, position: int, epoch: int) -> np.ndarray:
+        if self.crop == "center":
+            return self.preprocess.fit(whole)
+        # The last number tells this stream from that of the text.
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch, int(self.rows[position]), 1]))
+        return self.preprocess.fit(whole, random_start(whole.shape[1:], self.preprocess.config.size, rng))
 
     def text(self, position: int, epoch: int = 0) -> str:
         """The text of a row in an epoch; "" for an empty report. In evaluation all the kept text, whatever the epoch."""
+        if self._reports is None:
+            return ""
         rng = None
         if self.train and self.report.sample != "all":
             rng = np.random.Generator(np.random.PCG64([self.seed, epoch, int(self.rows[position])]))
-        return choose(self._prepared(self._reports[position]), self.report, rng)
+        kept = self._kept[int(self._reports.codes[position])]
+        return choose(tuple(kept.split(_BREAK)) if kept else (), self.report, rng)
 
     def __getitem__(self, key: int | Key) -> Sample:
         epoch, position = key if isinstance(key, tuple) else (0, key)
         return Sample(
-            image=self.image(position),
-            text=self.text(position, epoch) if self.tokenizer is not None else "",
+            image=self.image(position, epoch),
+            text=self.text(position, epoch),
             patient=int(self.patients[position]),
             text_group=int(self.text_groups[position]),
             labels=self.labels[position],
@@ -225,6 +250,42 @@ def _text_code(text: str) -> int:
     """The same number for the same text in every process; -1 for none."""
     key = text_key(text)
     return int.from_bytes(hashlib.blake2s(key.encode(), digest_size=8).digest(), "little") >> 1 if key else -1
+
+
+def _open_store(
+    manifest: Manifest, frame: pd.DataFrame, preprocess: Preprocess, store: Path, on_error: str, check_files: bool
+) -> tuple[StoredImages, pd.DataFrame]:
+    """The store's images of the rows, and the rows that are there: all of them, or with on_error "skip" those that can be."""
+    root = manifest.root.resolve() if check_files else None
+    stored, found = open_rows(store, preprocess, frame["image"].tolist(), frame["modality"].tolist(), root)
+    if found.usable.all():
+        return stored, frame
+    problem = _lacking(manifest, frame, found, store)
+    if on_error == "fail" or not found.usable.any():
+        raise DataError(
+            f"{problem}. Run `medfm cache manifest={manifest.path or '...'} recipe=... out={store}` to add them"
+            + (", or set data.on_error=skip to leave them out" if found.usable.any() else "")
+        )
+    logging.getLogger("medfm").warning("%s. Left out, as data.on_error=skip says", problem)
+    return stored, frame[found.usable]
+
+
+def _lacking(manifest: Manifest, frame: pd.DataFrame, found: Found, store: Path) -> str:
+    lacking = np.flatnonzero(~found.usable)
+    first = frame.iloc[int(lacking[0])]
+    details = [
+        f"{int(rows.sum()):,} {what}"
+        for rows, what in (
+            (found.missing, "not stored"),
+            (found.changed, "stored from files that have changed or are gone since"),
+            (found.unclear, "stored in several versions, of which only the files could tell which is meant (data.check_files)"),
+        )
+        if rows.any()
+    ]
+    return (
+        f"data.cache '{store}' lacks {len(lacking):,} of {len(frame):,} images ({', '.join(details)}), first: "
+        f"{manifest.row_name(int(frame.index[lacking[0]]))}, '{first['image']}'"
+    )
 
 
 def select(manifest: Manifest, split: str | None, views: tuple[str, ...] = ()) -> pd.DataFrame:

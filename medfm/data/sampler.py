@@ -22,6 +22,8 @@ class StepBatchSampler:
 
     Args:
         n: size of the data set.
+        groups: (n,) int, the place of each image, for example its shard on a disk that seeks slowly: an epoch goes through the
+            groups in random order, `together` of them at a time, and mixes the images of these. Every property above holds.
         batch_size: pairs a step over all processes; where n is smaller, n (rounded down to a multiple of `world`).
         total_steps: steps of the whole run.
 
@@ -31,7 +33,16 @@ class StepBatchSampler:
     """
 
     def __init__(
-        self, n: int, batch_size: int, total_steps: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        groups: np.ndarray | None = None,
+        together: int = 8,
     ) -> None:
         if n < max(world, 1):
             raise DataError(f"no training step can be made of {n} images on {world} process{'es' * (world > 1)}")
@@ -48,6 +59,9 @@ class StepBatchSampler:
         self.start_step = start_step
         self.rank = rank
         self.world = world
+        assert groups is None or len(groups) == n
+        self._groups = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+        self.together = together
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,7 +77,11 @@ class StepBatchSampler:
 
     def permutation(self, epoch: int) -> np.ndarray:
         """(n,) int64, the order of an epoch."""
-        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.n)
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        if self._groups is None:
+            return rng.permutation(self.n)
+        turns = rng.permutation(int(self._groups.max()) + 1) // self.together
+        return np.lexsort((rng.random(self.n), turns[self._groups]))
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step

@@ -162,13 +162,12 @@ def most_confident(case: Scored) -> list[tuple[str, int]]:
 def _examples(
     case: Scored, done: Evaluation, classifier: ZeroShotClassifier, manifest: Manifest, finding: str
 ) -> list[dict[str, Any]]:
-    from medfm.io.load import load_image
-
+    load = classifier.model.preprocess.load
     shown = []
     for kind, index in most_confident(case):
         position = int(case.rows[index])
         row = int(done.rows[position])
-        image = load_image(manifest.image_path(row), str(manifest.frame.at[row, "modality"]))
+        image = load(manifest.image_path(row), str(manifest.frame.at[row, "modality"]))
         picture, heat = classifier.similarity_map(image, finding)
         shown.append(
             {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from medfm.errors import DataError, MedfmError
 
 if TYPE_CHECKING:
+    from medfm.transforms.preprocess import Preprocess
     from medfm.weights.model import Model
 
 
@@ -42,7 +43,7 @@ class EncodedBatch:
 class _Files(Dataset[tuple[int, Tensor | str]]):
     """Decodes and preprocesses; an unreadable file becomes its error's text, so that a worker process survives it."""
 
-    def __init__(self, paths: Sequence[Path], modalities: Sequence[str], preprocess: Callable[[Any], Any]) -> None:
+    def __init__(self, paths: Sequence[Path], modalities: Sequence[str], preprocess: Preprocess) -> None:
         self.paths = paths
         self.modalities = modalities
         self.preprocess = preprocess
@@ -51,10 +52,8 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
         return len(self.paths)
 
     def __getitem__(self, position: int) -> tuple[int, Tensor | str]:
-        from medfm.io.load import load_image
-
         try:
-            image = load_image(self.paths[position], self.modalities[position] if self.modalities else "")
+            image = self.preprocess.load(self.paths[position], self.modalities[position] if self.modalities else "")
             return position, torch.from_numpy(self.preprocess(image))
         except (MedfmError, OSError) as error:
             return position, str(error)

@@ -119,18 +119,18 @@ class ZeroShotClassifier:
             drives the score; it is no segmentation.
         """
         from medfm.evaluation.plots import grey_picture
-        from medfm.io.load import load_image
 
         # Asking by an unknown name gives the prompt set's own error.
         column = self.findings.index(self.prompts.select((finding,)).findings[0].name)
         direction = self.positive[column] - (self.negative[column] if self.negative is not None else self.positive.mean(dim=0))
-        loaded = load_image(image) if isinstance(image, str | Path) else image
-        array = self.model.preprocess(loaded)
-        heat = patch_similarity(self.model, torch.from_numpy(array)[None], direction)[0]
+        preprocess = self.model.preprocess
+        stored = torch.from_numpy(preprocess(preprocess.load(image) if isinstance(image, str | Path) else image))[None]
+        heat = patch_similarity(self.model, stored, direction)[0]
+        shown = preprocess.to_unit(stored)[0].numpy()
         if heat.ndim == 3:
             best = int(heat.amax(dim=(1, 2)).argmax())
-            array, heat = array[:, best], heat[best]
-        return grey_picture(array), heat.double().numpy()
+            shown, heat = shown[:, best], heat[best]
+        return grey_picture(shown), heat.double().numpy()
 
     def score(
         self,

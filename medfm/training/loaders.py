@@ -43,8 +43,13 @@ class Loaders(LightningDataModule):
             "views": config.data.views,
             "cache": config.data.cache,
             "cache_gb": config.data.cache_gb,
+            "on_error": config.data.on_error,
+            "check_files": config.data.check_files != "none",
         }
-        self.train = StudyDataset(manifest, split="train", train=True, **options)
+        self.train = StudyDataset(manifest, split="train", train=True, crop=config.augment.crop, **options)
+        if config.data.shuffle == "shard" and self.train.shards is None:
+            raise ConfigError("data.shuffle=shard is for a cache on disk: set data.cache=DIR, or data.shuffle=global")
+        self.groups = self.train.shards if config.data.shuffle == "shard" else None
         has_val = bool((manifest.frame["split"] == "val").any())
         self.val = StudyDataset(manifest, split="val", **options) if has_val else None
         self.total_batches = 0
@@ -65,6 +70,7 @@ class Loaders(LightningDataModule):
             start_step=self.done_batches,
             rank=self.trainer.global_rank,
             world=world,
+            groups=self.groups,
         )
         return build_loader(self.train, sampler, workers=self.config.workers, pin=self._on_gpu())
 

@@ -37,7 +37,9 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
 
     progress = progress and _first_process()
     run = config.out or Path("runs") / config.name
-    manifest = prepare(read_manifest(config.data.manifest, config.data.root), config.data, progress=progress)
+    # A store compares each file's size and time with what it was made from; the files need not be read again.
+    level = config.data.check_files if config.data.cache in ("none", "memory") else "none"
+    manifest = prepare(read_manifest(config.data.manifest, config.data.root), config.data, progress=progress, level=level)
     digest = manifest_hash(manifest)
     checkpoint = _checkpoint(run, config, digest)
 

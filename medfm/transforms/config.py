@@ -10,35 +10,86 @@ from medfm.registry import Config
 
 Pair = tuple[float, float]
 
+# What int16 storage keeps of Hounsfield units: 12 bits, which hold every tissue and metal as scanners write it.
+HU_STORED = (-1024.0, 3071.0)
+
 
 class PreprocessConfig(Config):
-    """The preprocessing contract: everything that decides pixel values between `Image` and the network.
+    """The preprocessing contract: everything that decides pixel values between file and network.
 
-    Order: VOI window (or `hu_window`) -> scale to [0, 1] -> invert MONOCHROME1 -> foreground crop -> spacing -> resize ->
-    channels -> storage dtype; then, on the device, float and `(x - mean) / std`.
+    Order: orientation (volumes) -> crop to `foreground_threshold` -> window to [0, 1], MONOCHROME1 inverted -> luma -> border
+    crop -> spacing or resize -> channels -> storage dtype: the *whole* image, which a cache keeps. Then cut or padded to size;
+    then, on the device, float in [0, 1] and `(x - mean) / std`. With dtype=int16 and window=hu the whole image holds Hounsfield
+    units, and the windows are applied on the device.
     """
 
     size: tuple[int, ...] = Field(default=(224, 224), description="network input, (H, W) or (D, H, W), pixels or voxels")
-    window: Literal["voi", "minmax", "percentile", "hu", "none"] = Field(
+    window: Literal["voi", "minmax", "percentile", "hu", "none", "zscore", "fixed", "auto"] = Field(
         default="voi",
         description="how physical values become [0, 1]: the file's VOI (8-bit pictures as they are, percentiles where a file "
-        "has no VOI); min-max; percentiles; a fixed HU window; none for values already in display range",
+        "has no VOI); min-max; percentiles; a fixed HU window; none for values already in display range; z-scores of the "
+        "values that are not 0; the fixed `value_range`; auto: hu for CT, fixed for SUV, VOI for radiographs, pictures as they "
+        "are, percentiles for all else (MR)",
     )
     percentiles: Pair = (0.5, 99.5)
     hu_window: Pair = Field(default=(-1000.0, 1000.0), description="lower and upper HU, for window=hu")
+    windows: tuple[Pair, ...] = Field(
+        default=(),
+        description="several HU windows, one a channel, e.g. [[-1000, 400], [-160, 240]], in place of hu_window; channels "
+        "must be their number",
+    )
+    value_range: Pair = Field(default=(0.0, 10.0), description="values that become 0 and 1 with window=fixed, e.g. SUV 0 to 10")
+    zscore_range: float = Field(default=4.0, gt=0, description="window=zscore: -z becomes 0, +z becomes 1")
+    units: Literal["", "HU", "BQML", "SUV", "GY", "display", "arbitrary"] = Field(
+        default="", description="units that images must have; empty accepts all (window=hu needs HU in any case)"
+    )
     crop_foreground: bool = Field(default=False, description="cut collimation borders and black margins")
+    foreground_threshold: float | None = Field(
+        default=None,
+        description="cut to the box of physical values above this, e.g. -500 HU for the body, 0 for a stripped brain, in place "
+        "of the search for borders",
+    )
     spacing: tuple[float, ...] | None = Field(
         default=None, description="mm per pixel along `size`, then cut or pad to `size`; None scales by `resize`"
     )
     orientation: str = Field(default="RAS", description="volumes are turned to this before axes become (D, H, W)")
-    resize: Literal["pad", "stretch", "crop"] = Field(
-        default="pad", description="without spacing: fit the whole image and pad; stretch to size; fill it and cut the middle"
+    resize: Literal["pad", "stretch", "crop", "none"] = Field(
+        default="pad",
+        description="without spacing: fit the whole image and pad; stretch to size; fill it and cut the middle; none keeps the "
+        "pixels and cuts or pads",
     )
-    channels: Literal[1, 3] = 1
-    dtype: Literal["uint8", "float32"] = Field(default="uint8", description="storage dtype between loader and device")
+    channels: int = Field(default=1, ge=1, le=16, description="1 grey, 3 colour (grey is repeated), or the number of `windows`")
+    dtype: Literal["uint8", "int16", "float32"] = Field(
+        default="uint8", description="storage dtype between loader and device; int16 keeps HU, or [0, 1] in 15 bits"
+    )
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     modalities: tuple[str, ...] = Field(default=(), description="DICOM modalities the contract accepts; empty accepts all")
+    pad_value: float | None = Field(
+        default=None,
+        description="what is put around the image, HU for window=hu, else in [0, 1]; default: black (air for int16 HU)",
+    )
+    tilt: Literal["refuse", "resample"] = Field(default="refuse", description="CT series with a tilted gantry")
+    reduced_decode: bool = Field(
+        default=False,
+        description="decode JPEG 2000 at half the resolution or less where it is over 8 times `size`; single images only; "
+        "pixels differ by about 1 of 255",
+    )
+
+    @property
+    def hu_windows(self) -> tuple[Pair, ...]:
+        """The HU windows, one a channel."""
+        return self.windows or (self.hu_window,)
+
+    @property
+    def keeps_hounsfield(self) -> bool:
+        """Whether HU are stored, and windows applied on the device."""
+        return self.dtype == "int16" and self.window == "hu"
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels between loader and device; `channels` are what the network gets."""
+        return 1 if self.keeps_hounsfield else self.channels
 
     @model_validator(mode="after")
     def _consistent(self) -> PreprocessConfig:
@@ -58,14 +109,44 @@ class PreprocessConfig(Config):
             raise ValueError(f"orientation '{self.orientation}' must hold one of R/L, A/P and I/S each, for example RAS or LPS")
         if not 0 <= self.percentiles[0] <= self.percentiles[1] <= 100:
             raise ValueError(f"percentiles must lie between 0 and 100, got {list(self.percentiles)}")
-        if self.hu_window[0] >= self.hu_window[1] or self.percentiles[0] >= self.percentiles[1]:
+        if any(low >= high for low, high in (*self.hu_windows, self.hu_window, self.percentiles, self.value_range)):
             raise ValueError("the lower end of a window must be below its upper end")
+        return self
+
+    @model_validator(mode="after")
+    def _windows(self) -> PreprocessConfig:
+        if self.windows and self.window not in ("hu", "auto"):
+            raise ValueError("windows are HU windows: they go with window=hu or auto")
+        if self.windows and self.channels != len(self.windows):
+            raise ValueError(f"{len(self.windows)} windows make {len(self.windows)} channels: set channels={len(self.windows)}")
+        if not self.windows and self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, or the number of windows; got {self.channels}")
+        if self.window == "hu" and self.units not in ("", "HU"):
+            raise ValueError(f"window=hu takes Hounsfield units, not units={self.units}")
+        if self.dtype == "int16" and self.window == "auto":
+            raise ValueError("dtype=int16 keeps HU for window=hu and scaled values otherwise: window=auto would mix the two")
+        low, high = HU_STORED
+        if self.keeps_hounsfield and any(w[0] < low or w[1] > high for w in self.hu_windows):
+            raise ValueError(f"dtype=int16 keeps HU from {low:g} to {high:g}; windows must lie within")
+        if self.pad_value is not None and self.window != "hu" and not 0 <= self.pad_value <= 1:
+            raise ValueError("pad_value is HU with window=hu, else it lies in [0, 1]")
+        if self.foreground_threshold is not None and self.crop_foreground:
+            raise ValueError("crop_foreground searches for borders, foreground_threshold cuts at a value: choose one")
+        if self.reduced_decode and (len(self.size) != 2 or self.spacing is not None or self.resize == "none"):
+            raise ValueError("reduced_decode is for single images that are resized to `size`")
         return self
 
 
 class AugmentConfig(Config):
-    """Random changes of a training batch, made on the device. No left-right flip by default: it swaps the heart's side."""
+    """Random changes of a training batch, made on the device but for `crop`. No left-right flip by default: it swaps the
+    heart's side.
+    """
 
+    crop: Literal["center", "random"] = Field(
+        default="center",
+        description="which part of an image larger than preprocess.size training sees; random needs preprocess.spacing or "
+        "resize=none, and is drawn anew each epoch, before the batch is made",
+    )
     scale: Pair = Field(default=(1.0, 1.0), description="random resized crop: area kept, as a share")
     ratio: Pair = (0.9, 1.1)
     rotate: float = Field(default=0.0, ge=0, le=180, description="degrees, each way")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,51 +18,99 @@ import torch
 
 from medfm.errors import DataError
 from medfm.io.geometry import reorient
-from medfm.io.values import implausible_hounsfield
-from medfm.transforms.config import PreprocessConfig
-from medfm.transforms.resample import center_fit, crop_borders, resize
-from medfm.transforms.window import apply_window, display_range, percentile_range, to_range
-from medfm.types import Image, Window
+from medfm.transforms.config import HU_STORED, PreprocessConfig
+from medfm.transforms.crop import border_box, fit, foreground_box
+from medfm.transforms.intensity import check_units, to_unit_range, unit_channels
+from medfm.transforms.resample import resample_to_spacing, resize
+from medfm.transforms.window import to_range
+from medfm.types import Image
 
-# Raised when the same config starts to give other pixels, so that the hash tells them apart.
-_VERSION = 1
+# Raised when the same config starts to give other pixels, so that the hash tells them apart. 2: resampling to `spacing` meets
+# it exactly, where 1 rounded the field of view to whole pixels.
+_VERSION, _SPACING_VERSION = 1, 2
+# Fields of the first version. A later one counts in a hash only where it is set, so that older contracts keep theirs.
+_FIRST_FIELDS = frozenset({"size", "window", "percentiles", "hu_window", "crop_foreground", "spacing", "orientation", "resize",
+                           "channels", "dtype", "mean", "std", "modalities"})  # fmt: skip
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow and OpenCV
+_TOP = 32767  # int16 storage of [0, 1]
+_AIR = -1000.0
+# How much larger than `size` a film decoded at reduced resolution stays. Measured on a real film made 64 to 224 pixels, rms
+# difference from full decoding: at least 4 times as large 0.6 to 1.6 of 255, 2 times 0.7 to 3.8, 1 time 2.2 to 7.8.
+_OVERSAMPLING = 4
 
 
 class Preprocess:
     """Apply a `PreprocessConfig`; see its docstring for the order of steps. Deterministic and picklable.
 
-    The returned array holds [0, 1] as float32, or as uint8 0..255 (rounded). `to_float` brings a batch of it to what the
-    network takes, on the batch's device; it is `normalise` after `to_unit`, and augmentation belongs between the two.
+    `whole` makes the image as a cache stores it, `fit` cuts or pads it to `size`; calling does both. Stored values are float32
+    in [0, 1], uint8 0..255, or int16: Hounsfield units for window=hu, else 0..32767. `to_float` brings a batch of them to what
+    the network takes, on the batch's device; it is `normalise` after `to_unit`, and augmentation belongs between the two.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
+        self._around = self._fill()
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """(C, *size) of what calling returns."""
+        return (self.config.stored_channels, *self.config.size)
+
+    def load(self, path: str | Path, modality: str = "") -> Image:
+        """`medfm.io.load.load_image` with the contract's options of reading.
+
+        Args:
+            path: file, folder or reference.
+            modality: what a manifest says of files that cannot say it themselves.
+        """
+        from medfm.io.load import load_image
+
+        options: dict[str, Any] = {}
+        if self.config.tilt != "refuse":
+            options["tilt"] = self.config.tilt
+        if self.config.reduced_decode:
+            # A border crop may leave half of each axis.
+            times = _OVERSAMPLING * (2 if self.config.crop_foreground else 1)
+            options["min_size"] = tuple(times * n for n in self.config.size)
+        return load_image(path, modality, **options)
 
     def __call__(self, image: Image) -> np.ndarray:
         """(C, *size) in the storage dtype.
 
         Raises:
-            DataError: the image contradicts the contract: modality, dimensions, Hounsfield units, spacing.
+            DataError: the image contradicts the contract: modality, dimensions, units, spacing.
+        """
+        return np.ascontiguousarray(self.fit(self.whole(image)))
+
+    def whole(self, image: Image) -> np.ndarray:
+        """(C, *spatial) in the storage dtype, C-contiguous, at the contract's spacing, not yet cut or padded to `size`.
+
+        Raises:
+            DataError: the image contradicts the contract.
         """
         config = self.config
         self.check(image)
         array, affine = image.array, image.affine
         if len(config.size) == 3:
             array, affine = reorient(array, affine, config.orientation)
-        x = to_unit_range(image, array, config)
-        x = _spatial(x, image, len(config.size))
-        if config.channels == 1 and x.shape[0] == 3:
+        if config.foreground_threshold is not None:
+            shown = array.max(axis=-1) if image.last_axis == "colour" else array
+            array = array[foreground_box(shown, config.foreground_threshold)]
+        keeps = config.keeps_hounsfield
+        x = _clip_hounsfield(array.transpose(2, 1, 0))[None] if keeps else unit_channels(image, array, config)
+        x = x[:, 0] if len(config.size) == 2 else x
+        if image.last_axis == "colour" and config.channels != 3:
             x = np.tensordot(_LUMA, x, axes=1)[None]
         if config.crop_foreground:
-            x = crop_borders(x)
-        x = self._resize(x, np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), image)
-        if config.channels == 3 and x.shape[0] == 1:
-            x = np.repeat(x, 3, axis=0)
-        x = np.clip(x, 0, 1)  # interpolation of values in [0, 1] may leave it by an ulp
-        if config.dtype == "uint8":
-            x = (x * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # round half up
-        return np.ascontiguousarray(x)
+            x = x[(slice(None), *border_box(self._shown(x)))]
+        x = self._resample(x, affine, image)
+        if x.shape[0] == 1 < config.stored_channels:
+            x = np.repeat(x, config.stored_channels, axis=0)
+        return np.ascontiguousarray(self._store(x))
+
+    def fit(self, whole: np.ndarray, start: Sequence[int] | None = None) -> np.ndarray:
+        """Cut `whole`'s box of `size` at `start` (default: its middle), or pad it to `size`. A view where nothing is padded."""
+        return fit(whole, self.config.size, self._around, start)
 
     def check(self, image: Image) -> None:
         """Refuse an image that contradicts the contract. Raises DataError saying what was seen and what to do."""
@@ -71,10 +121,7 @@ class Preprocess:
                 f"'{image.source}' is {image.modality}; the preprocessing contract takes {', '.join(config.modalities)} "
                 "(preprocess.modalities)"
             )
-        if image.last_axis == "time":
-            raise DataError(
-                f"'{image.source}' has a time axis ({image.shape[-1]} volumes); choose one volume and save it by itself"
-            )
+        _refuse_time(image)
         if min(image.shape) < 1:
             raise DataError(f"'{image.source}' has no pixels: shape {image.shape}")
         slices = image.shape[2]
@@ -91,20 +138,24 @@ class Preprocess:
             raise DataError(
                 f"'{image.source}' gives no pixel spacing, which preprocess.spacing needs; set preprocess.spacing=null"
             )
-        if config.window == "hu":
-            _check_hounsfield(image)
+        check_units(image, config)
 
-    def _resize(self, x: np.ndarray, spacing: np.ndarray, image: Image) -> np.ndarray:
-        """Spacing, then fit to size. `spacing`: mm along (i, j, k)."""
+    def _shown(self, x: np.ndarray) -> np.ndarray:
+        """(C, *spatial) in [0, 1] of HU that are kept; everything else is in [0, 1] already."""
+        if not self.config.keeps_hounsfield:
+            return x
+        return to_range(x, min(low for low, _ in self.config.hu_windows), max(high for _, high in self.config.hu_windows))
+
+    def _resample(self, x: np.ndarray, affine: np.ndarray, image: Image) -> np.ndarray:
+        """(C, *spatial) to the contract's spacing, or by `resize` to within `size`."""
         config = self.config
         size = config.size
-        have = np.array(x.shape[1:], np.float64)
+        if config.spacing is None and config.resize == "none":
+            return x
         if config.spacing is not None:
-            # Spacing fixes the scale, so that the size is met by cutting and padding alone.
-            along = spacing[::-1][-len(size) :] if len(size) == 3 else spacing[[1, 0]]
-            shape = np.maximum(np.rint(have * along / np.array(config.spacing)), 1)
-            _check_shape(shape, image)
-            return center_fit(resize(x, tuple(int(n) for n in shape)), size)
+            return _to_spacing(x, affine, config.spacing, image)
+        x = x.astype(np.float32, copy=False)
+        have = np.array(x.shape[1:], np.float64)
         if config.resize == "stretch":
             return resize(x, size)
         ratios = np.array(size) / have
@@ -112,15 +163,57 @@ class Preprocess:
         if config.resize == "crop":
             # Cut first, so that only pixels that stay are resized.
             keep = np.minimum(np.rint(np.array(size) / scale), have).astype(int)
-            return resize(center_fit(x, tuple(int(n) for n in keep)), size)
+            return resize(fit(x, keep.tolist()), size)
         fitted = np.clip(np.rint(have * scale), 1, np.array(size))
-        return center_fit(resize(x, tuple(int(n) for n in fitted)), size)
+        return resize(x, tuple(int(n) for n in fitted))
+
+    def _store(self, x: np.ndarray) -> np.ndarray:
+        config = self.config
+        if config.keeps_hounsfield:
+            return x if x.dtype == np.int16 else np.rint(x).astype(np.int16)
+        x = np.clip(x, 0, 1)  # interpolation of values in [0, 1] may leave it by an ulp
+        if config.dtype == "float32":
+            return x
+        top = 255 if config.dtype == "uint8" else _TOP
+        return (x * np.float32(top) + np.float32(0.5)).astype(config.dtype)  # round half up
+
+    def _fill(self) -> np.ndarray:
+        """(1,) or (C,) in the storage dtype: what is put around."""
+        config, value = self.config, self.config.pad_value
+        if config.keeps_hounsfield:
+            return self._store(_clip_hounsfield(np.array([_AIR if value is None else value], np.float32)))
+        if value is None:
+            return self._store(np.zeros(1, np.float32))
+        if config.window == "hu":
+            return self._store(np.concatenate([to_range(np.array([value]), *window) for window in config.hu_windows]))
+        return self._store(np.array([value], np.float32))
 
     def to_unit(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, C, *size) in storage dtype -> float32 in [0, 1], on the batch's device."""
+        """(B, C, *size) in storage dtype -> float32 in [0, 1] with the network's channels, on the batch's device.
+
+        Raises:
+            ValueError: the batch has a dtype that is not stored.
+        """
+        config = self.config
         if batch.dtype == torch.uint8:
             return batch.to(torch.float32).div_(255)
-        return batch.to(torch.float32)
+        if batch.dtype != torch.int16:
+            if not batch.is_floating_point():
+                raise ValueError(f"stored pixels are uint8, int16 or float, not {batch.dtype}")
+            return batch.to(torch.float32)
+        values = batch.to(torch.float32)
+        if not config.keeps_hounsfield:
+            return values.div_(_TOP)
+        windows = config.hu_windows
+        if len(windows) == 1:
+            (low, high) = windows[0]
+            unit = values.sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
+            return unit.expand(-1, config.channels, *[-1] * (unit.ndim - 2))
+        shape = (1, -1, *[1] * (values.ndim - 2))
+        low_, scale = (
+            values.new_tensor(v).view(shape) for v in ([w[0] for w in windows], [1 / (w[1] - w[0]) for w in windows])
+        )
+        return values.sub(low_).mul_(scale).clamp_(0, 1)
 
     def normalise(self, unit: torch.Tensor) -> torch.Tensor:
         """(x - mean) / std of (B, C, *size) in [0, 1]; a new tensor."""
@@ -135,13 +228,68 @@ class Preprocess:
         return self.normalise(self.to_unit(batch))
 
     def display(self, image: Image) -> np.ndarray:
-        """`display` with this contract's window."""
+        """`display` with this contract's window, the first where it has several."""
         return display(image, self.config)
 
     def hash(self) -> str:
         """12 hexadecimal digits of the canonical JSON of the config: equal hashes, equal pixels."""
-        content: dict[str, Any] = {"version": _VERSION, **self.config.model_dump(mode="json")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+        return _digest({"version": _version(self.config), **_counted(self.config)})
+
+    def stored_fields(self) -> dict[str, Any]:
+        """The fields that decide what `whole` gives, as plain data: contracts that agree in them may share a cache.
+
+        Left out is what is applied afterwards: mean, std, padding; with a spacing (or resize=none) the size of crops; for int16
+        HU the windows.
+        """
+        config = self.config
+        fields = _counted(config)
+        for name in ("mean", "std", "pad_value"):
+            fields.pop(name, None)
+        if config.spacing is not None or config.resize == "none":
+            fields["size"] = ["any"] * len(config.size)
+        if config.spacing is not None:
+            fields.pop("resize")
+        if config.keeps_hounsfield and not config.crop_foreground:
+            for name in ("hu_window", "windows", "channels", "percentiles"):
+                fields.pop(name, None)
+        return fields
+
+    def stored_hash(self) -> str:
+        """12 hexadecimal digits of `stored_fields`: equal hashes, equal whole images."""
+        return _digest({"stored": _version(self.config), **self.stored_fields()})
+
+
+def _clip_hounsfield(values: np.ndarray) -> np.ndarray:
+    """Of a new array: int16 stays what it is, so that a volume which is not resampled takes one pass; all else is float32."""
+    low, high = HU_STORED
+    if values.dtype == np.int16:
+        return np.clip(values, int(low), int(high))
+    return np.clip(values, low, high, dtype=np.float32)
+
+
+def _version(config: PreprocessConfig) -> int:
+    return _VERSION if config.spacing is None else _SPACING_VERSION
+
+
+def _counted(config: PreprocessConfig) -> dict[str, Any]:
+    fields, usual = config.model_dump(mode="json"), PreprocessConfig().model_dump(mode="json")
+    return {name: value for name, value in fields.items() if name in _FIRST_FIELDS or value != usual[name]}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
+def _to_spacing(x: np.ndarray, affine: np.ndarray, spacing: Sequence[float], image: Image) -> np.ndarray:
+    """(C, *spatial) resampled to mm along (H, W) or (D, H, W), antialiased where it shrinks."""
+    flat = x.ndim == 3
+    voxels = (x[:, None] if flat else x).transpose(3, 2, 1, 0)  # (i, j, k, c)
+    have = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    i, j, k = (spacing[1], spacing[0], float(have[2])) if flat else (spacing[2], spacing[1], spacing[0])
+    _check_shape(np.array(voxels.shape[:3]) * have / np.array([i, j, k]), image)
+    made, _ = resample_to_spacing(voxels, affine, (i, j, k), antialias=True)
+    made = made.transpose(3, 2, 1, 0)
+    return made[:, 0] if flat else made
 
 
 def display(image: Image, config: PreprocessConfig | None = None) -> np.ndarray:
@@ -150,70 +298,21 @@ def display(image: Image, config: PreprocessConfig | None = None) -> np.ndarray:
     Returns:
         (H, W) or (H, W, 3) of a single image; (D, H, W) or (D, H, W, 3) of a volume, axes as stored.
     """
-    if image.last_axis == "time":
-        raise DataError(
-            f"'{image.source}' has a time axis ({image.shape[-1]} volumes); choose one volume and save it by itself"
-        )
+    _refuse_time(image)
     x = to_unit_range(image, image.array, config or PreprocessConfig())
-    x = _spatial(x, image, 2 if image.shape[2] == 1 else 3)
-    return np.moveaxis(x, 0, -1) if image.last_axis == "colour" else x[0]
+    x = x.transpose(2, 1, 0, *range(3, x.ndim))
+    return x[0] if image.shape[2] == 1 else x
 
 
-def to_unit_range(image: Image, array: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """`array` (the image's own, perhaps turned) -> float32 in [0, 1], windowed and then, for MONOCHROME1, inverted: here
-    and nowhere else.
-    """
-    # DICOM arrays are views of (k, j, i) memory; working on that order keeps every pass sequential.
-    values = array.transpose()
-    if image.last_axis == "colour":
-        x = to_range(values, *display_range(image))
-    elif config.window == "hu":
-        x = to_range(values, *config.hu_window)
-    elif config.window == "voi" and image.windows:
-        x = _apply(values, image.windows[0], image)
-    elif config.window == "none" or (config.window == "voi" and image.intensity_units == "display"):
-        x = to_range(values, *display_range(image))
-    elif config.window == "minmax":
-        x = to_range(values, float(values.min()), float(values.max()))
-    else:
-        x = to_range(values, *percentile_range(values, *config.percentiles))
-    if image.photometric == "MONOCHROME1":
-        np.subtract(1, x, out=x)
-    return x.transpose()
-
-
-def _apply(values: np.ndarray, window: Window, image: Image) -> np.ndarray:
-    try:
-        return apply_window(values, window)
-    except DataError as error:
-        raise DataError(f"'{image.source}': {error}") from None
-
-
-def _spatial(x: np.ndarray, image: Image, dims: int) -> np.ndarray:
-    """(i, j, k[, colour]) -> (C, H, W) or (C, D, H, W), a view."""
-    x = x.transpose(3, 2, 1, 0) if image.last_axis == "colour" else x.transpose(2, 1, 0)[None]
-    return x[:, 0] if dims == 2 else x
-
-
-def _check_hounsfield(image: Image) -> None:
-    if image.intensity_units != "HU":
-        reason = "; ".join(image.notes)
+def _refuse_time(image: Image) -> None:
+    if image.last_axis is not None and image.last_axis.startswith("time"):
         raise DataError(
-            f"'{image.source}' holds {image.intensity_units} values, not Hounsfield units, which preprocess.window=hu needs"
-            + (f" ({reason})" if reason else "")
-            + ("; state modality CT in the manifest if it is CT" if image.modality == "OT" else "")
-        )
-    # A coarse sample finds a wrong scale as well as all voxels would.
-    sample = image.array[tuple(slice(None, None, max(1, n // 64)) for n in image.shape)]
-    low, high = float(sample.min()), float(sample.max())
-    problem = implausible_hounsfield(low, high) if high > low else ""
-    if problem:
-        raise DataError(
-            f"'{image.source}' is marked as Hounsfield units, but its {problem}; give the CT as the scanner wrote it"
+            f"'{image.source}' has a time axis ({image.shape[3]} volumes); choose one volume, for example "
+            f"'{Path(image.source).name}#volume=0'"
         )
 
 
 def _check_shape(shape: np.ndarray, image: Image) -> None:
-    if float(np.prod(shape)) > 2**31:
-        sizes = " x ".join(str(int(n)) for n in shape)
+    if float(np.prod(np.maximum(shape, 1))) > 2**31:
+        sizes = " x ".join(str(round(float(n))) for n in shape)
         raise DataError(f"'{image.source}' would become {sizes} at preprocess.spacing; is the file's spacing right?")

@@ -1,14 +1,18 @@
-"""Antialiased resizing, padding and cropping of 2D and 3D arrays."""
+"""Resizing to a shape, and resampling to a spacing with the affine kept true."""
 
 from __future__ import annotations
+
+import math
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-# A row or column whose 2nd to 98th percentile differ by less than this (of 1) shows nothing: collimation border or black
-# margin.
-_FLAT = 0.04
+from medfm.errors import DataError
+
+# A spacing this near counts as the wanted one, so that an image on the wanted grid stays as it is.
+_SAME = 1e-4
 
 
 def resize(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -38,49 +42,128 @@ def _resize_plane(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return interpolate(x, size=list(shape), mode="bilinear", antialias=True, align_corners=False)
 
 
-def center_fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Cut the middle of, or pad with 0 around, the last axes of (C, *spatial) to `shape`."""
-    if array.shape[1:] == tuple(shape):
-        return array
-    out = np.zeros((array.shape[0], *shape), array.dtype)
-    source, target = [slice(None)], [slice(None)]
-    for have, want in zip(array.shape[1:], shape, strict=True):
-        length = min(have, want)
-        source.append(slice((have - length) // 2, (have - length) // 2 + length))
-        target.append(slice((want - length) // 2, (want - length) // 2 + length))
-    out[tuple(target)] = array[tuple(source)]
-    return out
+def resample_to_spacing(
+    array: np.ndarray,
+    affine: np.ndarray,
+    spacing: tuple[float, float, float],
+    order: Literal["linear", "nearest"] = "linear",
+    antialias: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image on a grid of `spacing` mm along its own axes, and that grid's affine.
 
+    The centre of the volume stays where it is, and as many voxels are taken as fit its extent best, at least one. Points up to
+    half a voxel outside the first and last voxel centres take the nearest value.
 
-def crop_borders(array: np.ndarray) -> np.ndarray:
-    """Cut rows, columns (and slices) without content off the ends of (C, *spatial) in [0, 1]; black and bright borders alike.
+    Args:
+        array: (i, j, k) or (i, j, k, c) numbers; (i, j, 1) is a film or a slice.
+        affine: (4, 4), voxel index to mm.
+        spacing: mm along i, j and k.
+        order: "linear" gives float32; "nearest" keeps the dtype, for masks.
+        antialias: where an axis shrinks, take a triangle as wide as two new voxels instead of the two nearest old ones.
 
-    A line counts as a border while its values, text and markers of under 4 % aside, differ by less than 0.04. An end that
-    would lose more than half of its axis is left as it is.
+    Returns:
+        (array, affine); the very array and affine where the spacing is there already.
+
+    Raises:
+        DataError: a spacing is not above 0, or the result would have over 2^31 numbers.
     """
-    for _ in range(2):  # a dark frame hides in the rows until the columns are cut, and the reverse
-        before = array.shape
-        for axis in range(1, array.ndim):
-            first, last = _content(array, axis)
-            array = array[(slice(None),) * axis + (slice(first, last),)]
-        if array.shape == before:
-            break
-    return array
+    affine = np.asarray(affine, np.float64)
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(edges).all() and edges.min() > 0 and np.isfinite(spacing).all() and min(spacing) > 0):
+        raise DataError(f"an image of spacing {_words(edges)} mm cannot be resampled to {_words(spacing)} mm")
+    steps = np.asarray(spacing, np.float64) / edges  # in old voxels
+    steps = np.where(np.abs(steps - 1) < _SAME, 1.0, steps)
+    if (steps == 1).all():
+        return array, affine
+    old = np.array(array.shape[:3])
+    new = np.maximum(1, np.floor(old / steps + 0.5))
+    if float(new.prod()) * math.prod(array.shape[3:]) > 2**31:
+        raise DataError(f"an image would have {_words(new)} voxels at a spacing of {_words(spacing)} mm; is its own right?")
+    first = (old - 1) / 2 - (new - 1) / 2 * steps
+    moved = affine.copy()
+    moved[:3, :3] *= steps
+    moved[:3, 3] = affine[:3, :3] @ first + affine[:3, 3]
+    points = [a + np.arange(int(n)) * s for a, n, s in zip(first, new, steps, strict=True)]
+    if order == "nearest":
+        picks = [np.clip(np.floor(p + 0.5), 0, n - 1).astype(np.intp) for p, n in zip(points, old, strict=True)]
+        return array[np.ix_(*picks)], moved
+    filters = [
+        None if s == 1 else _filter(p, int(n), s if antialias else 1.0) for p, n, s in zip(points, old, steps, strict=True)
+    ]
+    # Memory order of volumes is (k, j, i): slices are worked on one at a time, so that they stay in the processor's cache.
+    channels = np.moveaxis(array, 3, 0) if array.ndim == 4 else array[None]
+    out = np.empty((len(channels), *(int(n) for n in new[::-1])), np.float32)
+    for channel, target in zip(channels, out, strict=True):
+        _separable(channel.transpose(), filters[::-1], target)
+    out = out.transpose(3, 2, 1, 0)
+    return (out if array.ndim == 4 else out[..., 0]), moved
 
 
-def _content(array: np.ndarray, axis: int) -> tuple[int, int]:
-    """[first, last) of the lines with content along `axis`."""
-    lines = np.moveaxis(array, axis, 0)
-    # At most ~256 samples along each other axis: a border is seen as well, at a hundredth of the time.
-    steps = [slice(None, None, max(1, n // 256)) for n in lines.shape[1:]]
-    lines = lines[(slice(None), *steps)].reshape(lines.shape[0], -1)
-    rank = max(1, round(0.02 * lines.shape[1]))
-    if 2 * rank >= lines.shape[1]:
-        return 0, len(lines)
-    ordered = np.partition(lines, (rank, lines.shape[1] - 1 - rank), axis=1)
-    shown = np.flatnonzero(ordered[:, -1 - rank] - ordered[:, rank] >= _FLAT)
-    if not len(shown):
-        return 0, len(lines)
-    first, last = int(shown[0]), int(shown[-1]) + 1
-    half = len(lines) // 2
-    return (first if first <= half else 0), (last if len(lines) - last <= half else len(lines))
+def _words(numbers: Any) -> str:
+    return " x ".join(f"{float(n):.4g}" for n in numbers)
+
+
+# Where each output sample takes its values along an axis, (n, taps), and their weights, (n, taps), which sum to 1.
+_Filter = tuple[np.ndarray, np.ndarray]
+
+
+def _filter(points: np.ndarray, length: int, width: float) -> _Filter:
+    """A triangle of half-width max(1, `width`) samples around each of `points`; beyond the ends lie the end values."""
+    half = max(1.0, width)
+    taps = 2 * math.ceil(half)
+    start = np.floor(points).astype(np.intp) - taps // 2 + 1
+    where = start[:, None] + np.arange(taps)
+    weights = np.maximum(0, 1 - np.abs(where - points[:, None]) / half)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.clip(where, 0, length - 1), weights.astype(np.float32)
+
+
+def _separable(volume: np.ndarray, filters: list[_Filter | None], out: np.ndarray) -> None:
+    """(k, j, i) -> `out`, one axis after the other, each slice's rows and columns together."""
+    along, *within = filters
+    depth = len(volume)
+    if along is None or len(out) <= depth:
+        for n, target in enumerate(out):
+            _plane(volume[n] if along is None else _mixed(volume, along, n), within, target)
+        return
+    # More slices come out than went in: the planes first.
+    planes = np.empty((depth, *out.shape[1:]), np.float32)
+    for source, target in zip(volume, planes, strict=True):
+        _plane(source, within, target)
+    for n, target in enumerate(out):
+        target[:] = _mixed(planes, along, n)
+
+
+def _mixed(slices: np.ndarray, along: _Filter, n: int) -> np.ndarray:
+    """The `n`-th output slice: a weighted sum of slices, float32."""
+    where, weights = along
+    total = np.multiply(slices[where[n, 0]], weights[n, 0], dtype=np.float32)
+    for place, weight in zip(where[n, 1:], weights[n, 1:], strict=True):
+        if weight:
+            total += np.multiply(slices[place], weight, dtype=np.float32)
+    return total
+
+
+def _plane(plane: np.ndarray, filters: list[_Filter | None], out: np.ndarray) -> None:
+    """(j, i) -> `out`; columns are gathered from the plane with fewer rows."""
+    rows, columns = filters
+    if plane.dtype.itemsize > 2:
+        plane = np.asarray(plane, np.float32)  # the product with a weight would be float64
+    if rows is not None and len(out) > len(plane):
+        plane, columns = _gathered(plane, columns, 1), None
+    if rows is not None:
+        plane = _gathered(plane, rows, 0)
+    out[:] = plane if columns is None else _gathered(plane, columns, 1)
+
+
+def _gathered(plane: np.ndarray, filter_: _Filter | None, axis: int) -> np.ndarray:
+    if filter_ is None:
+        return plane
+    where, weights = filter_
+    if axis == 0:
+        weights = weights[:, :, None]
+    total = np.take(plane, where[:, 0], axis) * weights[:, 0]
+    for tap in range(1, where.shape[1]):
+        part = np.take(plane, where[:, tap], axis) * weights[:, tap]
+        total += part
+    return total

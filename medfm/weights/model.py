@@ -58,9 +58,7 @@ class Model:
 
     def _prepare(self, images: Sequence[str | Path | Image]) -> Tensor:
         """Paths or Images -> (B, C, *size) in the contract's storage dtype."""
-        from medfm.io.load import load_image
-
-        opened = (image if isinstance(image, Image) else load_image(image) for image in images)
+        opened = (image if isinstance(image, Image) else self.preprocess.load(image) for image in images)
         return torch.from_numpy(np.stack([self.preprocess(image) for image in opened]))
 
     @torch.no_grad()
@@ -87,7 +85,7 @@ class Model:
 
     def _check(self, images: Tensor) -> None:
         config = self.preprocess.config
-        shape, dtype = (config.channels, *config.size), getattr(torch, config.dtype)
+        shape, dtype = self.preprocess.stored_shape, getattr(torch, config.dtype)
         if tuple(images.shape[1:]) != shape or images.dtype != dtype:
             raise DataError(
                 f"preprocessed images must be {dtype} of shape (N, {', '.join(map(str, shape))}), as the model's preprocess "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,3 +63,16 @@ def test_init__errors_say_what_to_do() -> None:
         StepBatchSampler(10, 2, 5, seed=0, start_step=6)
     with pytest.raises(ConfigError, match="rank 2"):
         StepBatchSampler(10, 2, 5, seed=0, rank=2, world=2)
+
+
+def test_permutation__by_shard_mixes_a_few_shards_at_a_time() -> None:
+    groups = np.repeat(np.arange(10) * 7, 20)[np.random.default_rng(0).permutation(200)]
+    sampler = StepBatchSampler(200, 10, 40, seed=1, groups=groups, together=2)
+    orders = [sampler.permutation(epoch) for epoch in range(2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(200))
+        windows = [set(groups[order[i : i + 40]].tolist()) for i in range(0, 200, 40)]
+        assert [len(window) for window in windows] == [2] * 5
+        assert all(len(set(groups[order[i : i + 10]].tolist())) == 2 for i in range(0, 200, 40))  # mixed, not one by one
+    assert orders[0].tolist() != orders[1].tolist()
+    assert list(StepBatchSampler(200, 10, 40, seed=1, groups=groups, together=2, start_step=23)) == list(sampler)[23:]

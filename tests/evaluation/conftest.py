@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,8 +41,15 @@ class _Contract:
     def __call__(self, image: Any) -> np.ndarray:
         return np.ascontiguousarray(image.array[..., 0].T[None].astype(np.uint8))
 
-    def to_float(self, batch: torch.Tensor) -> torch.Tensor:
+    def load(self, path: str | Path, modality: str = "") -> Any:
+        from medfm.io.load import load_image
+
+        return load_image(path, modality)
+
+    def to_unit(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.float() / 255
+
+    to_float = to_unit
 
     def hash(self) -> str:
         return "0123456789ab"
@@ -129,26 +137,10 @@ def manifest(pictures: pd.DataFrame) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Callable[..., None]) -> Path:
     """A run folder with a real, untrained dual encoder for pictures of SIDE pixels."""
-    from medfm.encoders.build import build_dual, build_tokenizer
-    from medfm.encoders.config import DualConfig
-    from medfm.registry import ENCODERS
-    from medfm.weights.save import save_model
-
-    encoder = {"name": "vit", "img_size": [SIDE, SIDE], "patch_size": [4, 4], "embed_dim": 16, "depth": 1, "num_heads": 2}
-    objective = {
-        "text_encoder": {"name": "clip_text", "embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 24},
-        "tokenizer": {"name": "clip", "context_length": 24},
-        "embed_dim": 8,
-    }
-    config = DualConfig.model_validate(objective)
-    tokenizer = build_tokenizer(config.tokenizer)
-    torch.manual_seed(1)
-    dual = build_dual(ENCODERS.parse(encoder), config, tokenizer)
-    recipe = {"encoder": encoder, "objective": objective, "preprocess": {"size": [SIDE, SIDE]}}
     folder = tmp_path_factory.mktemp("tiny_run")
-    save_model(folder, dual, recipe, tokenizer, {"text_kind": "label sentences", "data_cards": ["phantom"], "licence": "CC0"})
+    save_tiny_model(folder, SIDE, seed=1, text_kind="label sentences", data_cards=["phantom"], licence="CC0")
     return folder
 
 

@@ -186,6 +186,9 @@ def test_similarity_map__of_a_volume_shows_the_slice_where_it_peaks() -> None:
         def __call__(self, image: Any) -> np.ndarray:
             return volume
 
+        def to_unit(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch.float() / 255
+
         def to_float(self, batch: torch.Tensor) -> torch.Tensor:
             return batch.float()
 

@@ -208,7 +208,14 @@ def test_call__volume_spacing() -> None:
         (film(NOISE, modality="OT", notes=("a note",)), {"window": "hu"}, r"\(a note\).*state modality CT"),
         (film(NOISE), {"size": (4, 4, 4)}, "is a single image"),
         (volume(np.zeros((4, 4, 4))), {}, "is a volume of 4 slices"),
-        (volume(np.zeros((4, 4, 4, 2)), last_axis="time"), {"size": (4, 4, 4)}, r"time axis \(2 volumes\)"),
+        (volume(np.zeros((4, 4, 4, 2)), last_axis="time"), {"size": (4, 4, 4)}, r"time axis \(2 volumes\).*'ct#volume=0'"),
+        (volume(np.zeros((4, 4, 1, 9, 3)), last_axis="time, colour"), {"size": (4, 4)}, r"time axis \(9 volumes\)"),
+        (film(NOISE, modality="PT", intensity_units="BQML"), {"window": "fixed", "units": "SUV"}, "holds BQML.*takes SUV"),
+        (
+            volume(np.zeros((4, 4, 4)), photometric="MONOCHROME1"),
+            {"size": (4, 4, 4), "window": "hu", "dtype": "int16"},
+            "MONOCHROME1",
+        ),
         (volume(np.linspace(0, 1, 64).reshape(4, 4, 4)), {"size": (4, 4, 4), "window": "hu"}, r"already scaled to \[0, 1\]"),
         (volume(np.linspace(-9000, 900, 64).reshape(4, 4, 4)), {"size": (4, 4, 4), "window": "hu"}, "rescaled twice"),
         (volume(np.linspace(-2048, -900, 64).reshape(4, 4, 4)), {"size": (4, 4, 4), "window": "hu"}, "rescaled twice"),
@@ -264,14 +271,27 @@ OTHER = {
     "mean": (0.4,),
     "std": (0.3,),
     "modalities": ("CR",),
+    "windows": ((-1000.0, 400.0),),
+    "value_range": (0.0, 5.0),
+    "zscore_range": 3.0,
+    "units": "HU",
+    "foreground_threshold": -500.0,
+    "pad_value": 0.5,
+    "tilt": "resample",
+    "reduced_decode": True,
 }
+# What a field needs beside it.
+WITH = {"windows": {"window": "hu"}}
 
 
 def test_hash__changes_with_every_field() -> None:
     assert set(OTHER) == set(PreprocessConfig.model_fields), "a new field of PreprocessConfig belongs into OTHER"
-    hashes = {Preprocess(PreprocessConfig(**{key: value})).hash() for key, value in OTHER.items()}  # type: ignore[arg-type]
-    hashes.add(Preprocess(PreprocessConfig()).hash())
-    assert len(hashes) == len(OTHER) + 1
+    hashes = {
+        Preprocess(PreprocessConfig(**{**WITH.get(key, {}), key: value})).hash()  # type: ignore[arg-type]
+        for key, value in OTHER.items()
+    }
+    hashes |= {Preprocess(PreprocessConfig(**fields)).hash() for fields in ({}, {"window": "hu"})}  # type: ignore[arg-type]
+    assert len(hashes) == len(OTHER) + 2
     assert all(len(h) == 12 and int(h, 16) >= 0 for h in hashes)
 
 
@@ -290,6 +310,18 @@ def test_hash__survives_json_and_pickle() -> None:
         {"spacing": (1, 0)},
         {"percentiles": (-1, 50)},
         {"std": (0,)},
+        {"windows": [(-1000, 400)]},
+        {"windows": [(-1000, 400), (-160, 240)], "window": "hu"},
+        {"windows": [(400, -1000)], "window": "hu"},
+        {"channels": 2},
+        {"window": "hu", "units": "SUV"},
+        {"dtype": "int16", "window": "auto"},
+        {"dtype": "int16", "window": "hu", "hu_window": (-2000, 400)},
+        {"pad_value": -1000},
+        {"foreground_threshold": 0, "crop_foreground": True},
+        {"reduced_decode": True, "spacing": (1, 1)},
+        {"reduced_decode": True, "size": (8, 8, 8)},
+        {"value_range": (5, 5)},
     ],
 )
 def test_config__refuses(bad: dict) -> None:
@@ -324,3 +356,208 @@ def test_call__real_ct_slice_and_brain(data_dir: Path) -> None:
     out = run(brain, window="percentile", size=(32, 40, 32))
     assert out.shape == (1, 32, 40, 32)
     assert 0 <= out.min() < out.max() <= 1
+
+
+def test_hash__of_contracts_of_the_first_version_is_kept() -> None:
+    assert Preprocess(PreprocessConfig()).hash() == "0929fe6253a6"
+    assert (
+        Preprocess(PreprocessConfig(size=(64, 64), window="hu", crop_foreground=True, resize="crop")).hash() == "69580196005d"
+    )
+
+
+def ct(shape: tuple[int, int, int] = (20, 24, 16), **fields: Any) -> Image:
+    rng = np.random.default_rng(1)
+    return volume(rng.integers(-1000, 1500, shape).astype(np.int16), **fields)
+
+
+WINDOWS = ((-1000.0, 400.0), (-160.0, 240.0), (400.0, 1500.0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_windows__make_channels_whatever_the_storage(dtype: str) -> None:
+    image = ct()
+    config = PreprocessConfig(size=(16, 24, 20), window="hu", windows=WINDOWS, channels=3, dtype=dtype)
+    preprocess = Preprocess(config)
+    stored = preprocess(image)
+    assert stored.shape == preprocess.stored_shape == ((1, 16, 24, 20) if dtype == "int16" else (3, 16, 24, 20))
+    assert stored.dtype == dtype
+    unit = preprocess.to_unit(torch.from_numpy(stored)[None])
+    assert unit.shape == (1, 3, 16, 24, 20)
+    by_hand = [np.clip((image.array.transpose(2, 1, 0) - low) / (high - low), 0, 1) for low, high in WINDOWS]
+    np.testing.assert_allclose(unit[0], np.stack(by_hand), atol=0.5 / 255 + 1e-6 if dtype == "uint8" else 1e-6)
+
+
+def test_int16__keeps_hounsfield_units_and_pads_with_air() -> None:
+    array = np.array([-3000, -1000, 40.4, 5000], np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
+    preprocess = Preprocess(PreprocessConfig(size=(2, 2, 6), window="hu", dtype="int16", resize="none"))
+    image = volume(array)
+    # Values this far apart are checked elsewhere; here they show the clipping.
+    preprocess.check = lambda image: None  # type: ignore[method-assign]
+    stored = preprocess(image)
+    assert stored[0, 0, 0].tolist() == [-1000, -1024, -1000, 40, 3071, -1000]
+    unit = preprocess.to_unit(torch.from_numpy(stored)[None])[0, 0, 0, 0]
+    torch.testing.assert_close(unit, torch.tensor([0, 0, 0, 0.52, 1, 0]))
+
+
+def test_int16__of_other_windows_is_fifteen_bits_of_the_unit_range() -> None:
+    image = volume(
+        np.random.default_rng(0).normal(300, 80, (8, 9, 10)).astype(np.float32), modality="MR", intensity_units="arbitrary"
+    )
+    fields: dict[str, Any] = {"size": (10, 9, 8), "window": "percentile"}
+    exact = Preprocess(PreprocessConfig(**fields, dtype="float32"))(image)
+    preprocess = Preprocess(PreprocessConfig(**fields, dtype="int16"))
+    stored = preprocess(image)
+    assert stored.dtype == np.int16
+    np.testing.assert_allclose(preprocess.to_unit(torch.from_numpy(stored)), exact, atol=0.6 / 32767)
+
+
+def test_window__zscore_leaves_the_background_out() -> None:
+    array = np.zeros((10, 10, 10), np.float32)
+    array[3:7, 3:7, 3:7] = np.random.default_rng(0).normal(500, 50, (4, 4, 4))
+    image = volume(array, modality="MR", intensity_units="arbitrary")
+    config = PreprocessConfig(size=(10, 10, 10), window="zscore", zscore_range=4, mean=(0.5,), std=(0.125,), dtype="float32")
+    preprocess = Preprocess(config)
+    out = preprocess.to_float(torch.from_numpy(preprocess(image)[None]))[0, 0, 3:7, 3:7, 3:7]
+    inside = array[3:7, 3:7, 3:7]
+    np.testing.assert_allclose(out, ((inside - inside.mean()) / inside.std()).transpose(2, 1, 0), atol=1e-4)
+
+
+def test_window__fixed_range_of_suv() -> None:
+    image = volume(np.array([[[0.0, 2.5, 10, 30]]]), modality="PT", intensity_units="SUV")
+    out = run(image, window="fixed", units="SUV", size=(4, 1, 1))
+    np.testing.assert_allclose(out.ravel(), [0, 0.25, 1, 1])
+
+
+def test_window__auto_goes_by_what_the_image_holds() -> None:
+    values = np.linspace(-1000, 3000, 48).reshape(4, 4, 3)
+    fields: dict[str, Any] = {"size": (3, 4, 4), "percentiles": (10, 90)}
+
+    def same(image: Image, window: str) -> bool:
+        return np.array_equal(run(image, window="auto", **fields), run(image, window=window, **fields))
+
+    assert same(volume(values), "hu")
+    assert same(volume(values, modality="PT", intensity_units="SUV"), "fixed")
+    marked: dict[str, Any] = {"intensity_units": "arbitrary", "windows": (Window(100, 200),)}
+    assert same(volume(values, modality="MR", **marked), "percentile")
+    assert same(volume(values, modality="DX", **marked), "voi")
+    assert same(volume(values.astype(np.uint8), modality="US", intensity_units="display"), "none")
+
+
+def test_foreground_threshold__cuts_to_the_body() -> None:
+    array = np.full((40, 50, 30), -1000, np.int16)
+    array[10:30, 15:40, 5:25] = np.random.default_rng(0).integers(0, 100, (20, 25, 20))
+    fields: dict[str, Any] = {"window": "hu", "hu_window": (0, 100), "resize": "none", "foreground_threshold": -500}
+    out = run(volume(array), size=(20, 25, 20), **fields)
+    np.testing.assert_allclose(out[0], array[10:30, 15:40, 5:25].transpose(2, 1, 0) / 100, atol=1e-6)
+
+
+def test_resize__none_keeps_every_pixel() -> None:
+    image = ct((6, 7, 5))
+    fields: dict[str, Any] = {"window": "hu", "resize": "none", "dtype": "int16"}
+    np.testing.assert_array_equal(run(image, size=(5, 7, 6), **fields)[0], image.array.transpose(2, 1, 0))
+    np.testing.assert_array_equal(run(image, size=(3, 3, 2), **fields)[0], image.array.transpose(2, 1, 0)[1:4, 2:5, 2:4])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"window": "hu", "dtype": "int16", "size": (9, 40, 11), "spacing": (2.0, 1.5, 1.0)},
+        {"window": "percentile", "dtype": "uint8", "size": (12, 12, 12)},
+        {"window": "hu", "dtype": "float32", "size": (12, 30, 12), "resize": "none", "pad_value": -200.0},
+    ],
+)
+def test_whole__fitted_in_the_middle_is_what_calling_gives(config: dict) -> None:
+    preprocess = Preprocess(PreprocessConfig(**config))
+    image = ct(affine=np.diag([1.0, 1.5, 2.5, 1.0]))
+    whole = preprocess.whole(image)
+    assert whole.flags.c_contiguous
+    assert whole.dtype == config["dtype"]
+    np.testing.assert_array_equal(preprocess.fit(whole), preprocess(image))
+
+
+def test_pad_value__is_hounsfield_units_for_ct_and_a_share_otherwise() -> None:
+    size = (4, 4, 8)
+    fields: dict[str, Any] = {"window": "hu", "hu_window": (-1000, 1000), "resize": "none", "size": size}
+    image = volume(np.zeros((4, 4, 4), np.int16))
+    for dtype in ("uint8", "int16", "float32"):
+        preprocess = Preprocess(PreprocessConfig(**fields, pad_value=-500, dtype=dtype))
+        unit = preprocess.to_unit(torch.from_numpy(preprocess(image))[None])
+        assert float(unit[0, 0, 0, 0, 0]) == pytest.approx(0.25, abs=0.003)
+    grey = film(np.zeros((2, 2), np.uint8), intensity_units="display")
+    assert run(grey, size=(2, 4), resize="none", pad_value=0.5, dtype="uint8")[0, 0].tolist() == [128, 0, 0, 128]
+
+
+def test_spacing__is_met_exactly_so_that_the_hash_of_the_first_version_is_not_kept() -> None:
+    # 20 voxels of 1 mm at 1.5 mm: 13 voxels, 1.5 mm apart around the middle, not 13 spread over 20 mm.
+    ramp = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32) * 10
+    preprocess = Preprocess(PreprocessConfig(size=(4, 4, 13), spacing=(1, 1, 1.5), window="hu", dtype="int16"))
+    row = preprocess.whole(volume(ramp))[0, 0, 0]
+    assert row.shape == (13,)
+    np.testing.assert_allclose(np.diff(row[1:-1]), 15, atol=1)
+    assert row[6] == 95
+    assert Preprocess(PreprocessConfig(spacing=(1, 1))).hash() != "4b74636c7fae"
+
+
+def test_stored_hash__leaves_out_what_comes_after_storing() -> None:
+    def stored(**fields: Any) -> str:
+        return Preprocess(
+            PreprocessConfig(**{"window": "hu", "dtype": "int16", "size": (8, 8, 8), "spacing": (1, 1, 1), **fields})
+        ).stored_hash()
+
+    base = stored()
+    assert stored(mean=(0.1,)) == stored(pad_value=-900) == stored(size=(16, 8, 8)) == base
+    assert stored(windows=WINDOWS, channels=3) == stored(hu_window=(-100, 100)) == base
+    others = [
+        stored(spacing=(1, 1, 2)),
+        stored(orientation="LPS"),
+        stored(spacing=None),
+        stored(spacing=None, size=(16, 8, 8)),
+        stored(dtype="uint8"),
+        stored(dtype="uint8", hu_window=(-100, 100)),
+        stored(foreground_threshold=-500),
+        stored(crop_foreground=True),
+        stored(crop_foreground=True, hu_window=(-100, 100)),
+        stored(modalities=("CT",)),
+        stored(size=(8, 8), spacing=(1, 1)),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_load__passes_the_options_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple] = []
+    monkeypatch.setattr("medfm.io.load.load_image", lambda path, modality, **options: seen.append((path, modality, options)))
+    Preprocess(PreprocessConfig()).load("a.dcm", "CT")
+    Preprocess(PreprocessConfig(tilt="resample")).load("a")
+    Preprocess(PreprocessConfig(reduced_decode=True)).load("a")
+    Preprocess(PreprocessConfig(reduced_decode=True, crop_foreground=True)).load("a")
+    assert [options for _, _, options in seen] == [
+        {},
+        {"tilt": "resample"},
+        {"min_size": (896, 896)},
+        {"min_size": (1792, 1792)},
+    ]
+    assert seen[0][:2] == ("a.dcm", "CT")
+
+
+def test_to_unit__refuses_a_dtype_that_is_not_stored() -> None:
+    with pytest.raises(ValueError, match=r"not torch\.int64"):
+        Preprocess(PreprocessConfig()).to_unit(torch.zeros(1, 1, 4, 4, dtype=torch.int64))
+
+
+def test_int16__finds_the_same_borders_as_other_storage() -> None:
+    array = np.full((40, 40, 1), -1000, np.int16)
+    array[8:30, 5:35, 0] = np.random.default_rng(0).integers(-100, 300, (22, 30))
+    image = volume(array)
+    fields: dict[str, Any] = {"window": "hu", "crop_foreground": True, "resize": "none", "size": (30, 22)}
+    preprocess = Preprocess(PreprocessConfig(**fields, dtype="int16"))
+    whole = preprocess.whole(image)
+    np.testing.assert_array_equal(whole[0], array[8:30, 5:35, 0].T)
+    np.testing.assert_allclose(preprocess.to_unit(torch.from_numpy(whole)[None])[0], run(image, **fields), atol=1e-6)
+
+
+def test_load__reduced_decoding_stays_close_on_a_real_film(data_dir: Path) -> None:
+    path = data_dir / "dicom" / "pydicom_data" / "RG3_J2KR.dcm"
+    full, reduced = (Preprocess(PreprocessConfig(size=(64, 64), dtype="float32", reduced_decode=on)) for on in (False, True))
+    assert reduced.load(path).shape[0] <= full.load(path).shape[0] // 4
+    difference = reduced(reduced.load(path)) - full(full.load(path))
+    assert np.sqrt(np.mean(difference**2)) < 2 / 255

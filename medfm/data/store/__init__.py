@@ -1,0 +1,1 @@
+"""Preprocessed images on disk: decoded once, read as memory-mapped crops."""
