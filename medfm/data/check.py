@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,15 +16,21 @@ from medfm.data.values import parse_label
 from medfm.errors import DataError, MedfmError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from medfm.types import Image
 
 Level = Literal["headers", "decode", "none"]
 EXAMPLES = 3
+# How spreadsheets and pandas write a missing patient: as one, they would be a patient with many images.
+_NO_PATIENT = ("", "nan", "none", "null", "<na>", "n/a", "na", "nat")
+_LONGEST = 200
 
 # Kind of problem -> what is said of it, in the order it is said.
 KINDS = {
+    "outside": "rows name an image or mask outside of the root",
     "missing": "image files do not exist",
     "unreadable": "images cannot be read",
     "duplicate": "rows name an image that an earlier row names",
@@ -113,7 +120,8 @@ def check_manifest(
         level: "headers": files exist and their headers parse; "decode": every image decodes; "none": files are not looked at.
         need_text: an empty report makes a row unusable. For what trains or scores on text.
         splits: look at the files of these splits only; splits, labels and duplicates are checked over all rows.
-        preprocess: with level "decode", also refuse what contradicts the preprocessing contract.
+        preprocess: with level "decode", also refuse what contradicts the preprocessing contract. With "headers", a tilted
+            gantry passes where the contract resamples it.
         workers: threads that read files.
     """
     from medfm.text.report import is_empty
@@ -125,24 +133,26 @@ def check_manifest(
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
 
     def example(row: int, extra: str = "") -> str:
-        image = frame.at[row, "image"]
-        path = repr(image) if not is_broken(image) else "(its path is not UTF-8)"
-        return f"{manifest.row_name(row)} {path}{extra}"
+        return f"{manifest.row_name(row)} {_shown(frame.at[row, 'image'])}{extra}"
 
     first: dict[str, int] = {}
     used: list[int] = []
-    for row, image, patient, split, view in zip(
-        frame.index.tolist(), frame["image"], frame["patient_id"], frame["split"], frame["view"], strict=True
+    for row, image, mask, patient, split, view in zip(
+        frame.index.tolist(), frame["image"], frame["mask"], frame["patient_id"], frame["split"], frame["view"], strict=True
     ):
         if views and view not in views:
             continue
-        if image in first:
-            found["duplicate"].append((row, example(row, f", as {manifest.row_name(first[image])}")))
+        name = os.path.normpath(image) if image else image
+        if name in first:
+            found["duplicate"].append((row, example(row, f", as {manifest.row_name(first[name])}")))
         else:
-            first[image] = row
+            first[name] = row
+        if not (_inside(image, manifest.root) and _inside(mask, manifest.root)):
+            found["outside"].append((row, example(row)))
+            continue
         if split not in SPLITS:
             found["split"].append((row, example(row)))
-        if not patient.strip():
+        if patient.strip().lower() in _NO_PATIENT:
             found["patient"].append((row, example(row)))
         if wanted is None or split in wanted:
             used.append(row)
@@ -167,6 +177,30 @@ def check_manifest(
             entries = sorted(found[kind])
             report.problems[kind] = Problem(kind, [r for r, _ in entries], [e for _, e in entries[:EXAMPLES]])
     return report
+
+
+def _shown(image: object) -> str:
+    """A path for a message. What is no path (a cell that swallowed its neighbours) may be a report: it is not shown."""
+    if is_broken(image):
+        return "(its path is not UTF-8)"
+    text = str(image)
+    if not text.strip():
+        return "(no path)"
+    return repr(text) if len(text) <= _LONGEST and text.isprintable() else "(what it holds is no path)"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _inside(image: str, root: Path) -> bool:
+    """Whether a path stays below the root, by its words alone: a link is its owner's choice."""
+    home = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(home, image))
+    return path == home or path.startswith(home.rstrip(os.sep) + os.sep)
 
 
 def _check_labels(manifest: Manifest, found: dict[str, list[tuple[int, str]]], example: Callable[..., str]) -> None:
@@ -197,18 +231,23 @@ def _check_files(
     example: Callable[..., str],
 ) -> None:
     from medfm.io.load import load_image, peek
+    from medfm.io.reference import split_reference
 
-    modality = manifest.frame["modality"]
+    images, modality = manifest.frame["image"], manifest.frame["modality"]
+    # A contract reads files its own way (a tilted gantry resampled, large films at reduced resolution).
+    load = getattr(preprocess, "load", load_image)
+    resampled = getattr(getattr(preprocess, "config", None), "tilt", "refuse") == "resample"
 
     def look(row: int) -> tuple[str, str]:
         path = manifest.image_path(row)
         try:
-            if not path.exists():
-                return "missing", ""
+            if not str(images.at[row]).strip() or not _exists(split_reference(path)[0]):
+                backslash = "\\" in path.name and os.sep == "/"
+                return "missing", " (write / between folders)" if backslash else ""
             if level == "headers":
-                header = peek(path)
-                return ("unreadable", f": {header.problem}") if header.problem else ("", "")
-            image = load_image(path, str(modality.at[row]))
+                problem = peek(path).problem
+                return ("unreadable", f": {problem}") if problem and not (resampled and "gantry tilt:" in problem) else ("", "")
+            image = load(path, str(modality.at[row]))
             if preprocess is not None:
                 preprocess(image)
         except MedfmError as error:

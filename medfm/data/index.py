@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ _FIELDS = ("patient_id", "study_id", "view", "modality", "split", "sex", "age", 
 _TEXTS = ("report", "report_text", "text")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Row:
     """A manifest row before ids are coded and splits are drawn; all values are texts as found."""
 
@@ -75,10 +76,11 @@ def _from_card(config: IndexConfig, progress: bool) -> IndexReport:
 
     card = load_card(config.card or "")
     root = Path(config.root or config.images or ".")
-    found = scan(root, layouts.find(root, card.layout), config.check_files, config.workers, progress)
+    found = scan(root, layouts.find(root, card.layout), config.check_files, config, _journal(config), progress)
     applied = layouts.apply(root, [i.path for i in found.items], card.layout)
     found.rejected += applied.rejected
     items = [i for i in found.items if i.path in applied.variables]
+    items = _of_modalities(found, items, card.layout.modalities)
     variables = [applied.variables[i.path] for i in items]
     labels = layouts.label_values(variables, card.layout.labels)
     texts: dict[tuple[str, str], tuple[str, str]] = {}
@@ -112,6 +114,17 @@ def _from_card(config: IndexConfig, progress: bool) -> IndexReport:
     return _finish(config, found, rows, card=card, public=card.public_ids, columns=columns, notes=applied.notes)
 
 
+def _of_modalities(found: Scan, items: list[Item], wanted: Collection[str]) -> list[Item]:
+    """Without images of another modality than those that a card keeps, where it says so."""
+    kept = []
+    for item in items:
+        if wanted and item.header is not None and item.header.modality not in wanted:
+            found.rejected.append((item.path, f"modality is '{item.header.modality}', the card keeps {', '.join(wanted)}"))
+        else:
+            kept.append(item)
+    return kept
+
+
 def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
     images = Path(config.images or ".")
     root = Path(config.root or images)
@@ -121,11 +134,9 @@ def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
         raise ConfigError(f"images={images} is no folder")
     if config.check_files == "none":
         raise ConfigError("check_files=none needs a card: without one, patients and series are read from the headers")
-    from medfm.io.load import find_images
-
     # Below the folder as it is spelled by `root`, so that paths are relative to it.
     start = root / images.resolve().relative_to(root.resolve())
-    found = scan(root, find_images(start), config.check_files, config.workers, progress)
+    found = scan(root, None, config.check_files, config, _journal(config), progress, start)
     if not found.items:
         detail = "; ".join(f"{n:,} {reason}" for reason, (n, _) in list(group_reasons(found.rejected).items())[:5])
         raise DataError(f"no usable image below '{images}'" + (f": {detail}" if detail else ""))
@@ -154,6 +165,11 @@ def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
     return _finish(
         config, found, rows, public=public, study_public=config.study is not None, columns=origin, notes=notes, joined=str(join)
     )
+
+
+def _journal(config: IndexConfig) -> Path:
+    """Where an interrupted run goes on; deleted when the manifest is written."""
+    return config.out.with_name(config.out.name + ".journal")
 
 
 def _columns(config: IndexConfig, frame: pd.DataFrame) -> dict[str, Any]:
@@ -336,10 +352,14 @@ def _finish(
     manifest = Manifest(frame, found.root, _meta(config, card, frame), config.out)
     rejected_path = write_rejected(config.out, found.rejected)
     write_manifest(manifest, config.out)
+    _journal(config).unlink(missing_ok=True)
+    if found.again:
+        notes = [f"{found.again:,} files were read by an earlier run that did not end", *notes]
     if card is not None:
         from medfm.data.layout import describe
+        from medfm.data.questions import write_questions
 
-        notes = [describe(card), *notes]
+        notes = [describe(card), *notes, *write_questions(card, manifest)]
     label_counts = {n: _count_labels(frame[LABEL_PREFIX + n]) for n in findings}
     statistics = report_statistics(frame["report"])
     return IndexReport(
@@ -413,6 +433,7 @@ def _meta(config: IndexConfig, card: DataCard | None, frame: pd.DataFrame) -> di
         "intensity_units": units,
         "licence": card.licence if card is not None else "",
         "language": card.language if card is not None else "",
+        **({"mask_labels": card.mask_labels} if card is not None and card.mask_labels else {}),
         "medfm_version": _version(),
         "split_seed": config.seed,
         "fractions": list(config.fractions),

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from medfm.registry import Config, InputPath
+from medfm.data.engine_config import EngineConfig
+from medfm.registry import InputPath
 
 
 def _listed(value: Any) -> Any:
@@ -18,7 +19,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """One name or several."""
 
 
-class IndexConfig(Config):
+class IndexConfig(EngineConfig):
     """Images (and a table of reports) -> a manifest. Column names are those of the report table."""
 
     images: InputPath | None = Field(
@@ -63,7 +64,6 @@ class IndexConfig(Config):
     check_files: Literal["headers", "decode", "none"] = Field(
         default="headers", description="read every header; decode every image; or trust names (cards only)"
     )
-    workers: int = Field(default=8, ge=1, description="threads that read headers")
 
     @model_validator(mode="after")
     def _consistent(self) -> IndexConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from medfm.registry import suggest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_SELECTED = re.compile(r"#(series|volume)=[0-9a-f]+(,volume=\d+)?$")
 
 
 def _norm(value: str) -> str:
@@ -30,6 +34,18 @@ def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0] if "." in name.strip(".") else name
 
 
+def _place(item: Item) -> str:
+    """The path without the selector of a series."""
+    return _SELECTED.sub("", item.path)
+
+
+def _folders(item: Item) -> list[str]:
+    """The folders an image lies in, the innermost first; that which mixes several series is one of them."""
+    place = PurePosixPath(_place(item))
+    mixes = place.as_posix() != item.path and item.files > 1
+    return [*([place.name] if mixes else []), *place.parent.parts[::-1]]
+
+
 def _header(attribute: str) -> Callable[[Item], list[str]]:
     return lambda item: [v] if item.header is not None and (v := getattr(item.header, attribute)) else []
 
@@ -38,11 +54,11 @@ def _header(attribute: str) -> Callable[[Item], list[str]]:
 KEYS: dict[str, Callable[[Item], list[str]]] = {
     "path": lambda item: [item.path],
     "image": _header("image_id"),
-    "name": lambda item: [PurePosixPath(item.path).name],
-    "stem": lambda item: [_stem(PurePosixPath(item.path).name)],
+    "name": lambda item: [PurePosixPath(_place(item)).name],
+    "stem": lambda item: [_stem(PurePosixPath(_place(item)).name)],
     "series": _header("series_id"),
     "study": _header("study_id"),
-    "folder": lambda item: list(PurePosixPath(item.path).parent.parts[::-1]),
+    "folder": _folders,
     "patient": _header("patient_id"),
 }
 # Two images may share these; a name or a stem that two images share says nothing.

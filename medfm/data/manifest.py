@@ -63,6 +63,15 @@ class Manifest:
         return f"Manifest({len(self):,} rows: {splits}; {len(self.findings)} labels; root {self.root})"
 
 
+def _text(value: Any) -> str:
+    """A cell as text. A whole number that pandas made a float (its column has gaps) is written as the whole number."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with every standard column, in standard order, then labels, then its own others; text without missing values."""
     import pandas as pd
@@ -70,7 +79,7 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     for column in TEXT_COLUMNS:
         values = frame[column] if column in frame else [""] * len(frame)
-        texts = [v if isinstance(v, str) else "" if v is None or v != v else str(v) for v in values]
+        texts = [_text(v) for v in values]
         # object, not Arrow strings: those cannot hold bytes that are not UTF-8, which the check reports.
         frame[column] = pd.Series(texts, index=frame.index, dtype=object)
     frame["age"] = pd.to_numeric(frame["age"], errors="coerce").astype("float64") if "age" in frame else float("nan")
@@ -107,27 +116,43 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         root: folder that image paths start from; default: what the manifest says, else its own folder.
 
     Raises:
-        DataError: missing or unreadable file, or a required column is missing.
+        DataError: missing or unreadable file, no rows, or a required column is missing, there twice, or no text.
     """
+    import pandas as pd
+
     path = Path(path)
     meta: dict[str, Any] = {}
+    if path.is_dir():
+        raise DataError(f"manifest '{path}' is a folder; name the file in it")
     if not path.is_file():
         raise DataError(f"manifest '{path}' does not exist; make it with `medfm index images=DIR reports=FILE.csv out={path}`")
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         try:
+            schema = pq.read_schema(path)
+            _check_columns(list(schema.names), path)
+            _check_types(schema, path)
             table = pq.read_table(path)
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(f"manifest '{path}' is no readable parquet file: {type(error).__name__}") from None
-        meta = json.loads((table.schema.metadata or {}).get(_META_KEY, b"{}"))
-        frame = table.to_pandas(ignore_metadata=True)
+        meta = _read_meta((table.schema.metadata or {}).get(_META_KEY, b"{}"), path)
+        try:
+            frame = table.to_pandas(ignore_metadata=True)
+        except Exception as error:
+            raise DataError(f"manifest '{path}' holds values that are no table's: {type(error).__name__}") from None
     else:
         from medfm.data.table import read_table
 
-        frame = read_table(path, lenient=True, hint="the manifest's encoding; save it as UTF-8: encoding")
+        _check_kind(path)
+        frame = read_table(path, lenient=True, hint="the manifest's encoding; save it as UTF-8: encoding", strict=True)
+        # Rows are named by their number in the file, blank lines counted, whatever is left out.
+        frame.index = pd.Index([number - 2 for number in frame.attrs.pop("rows")], dtype="int64")
+        _check_columns([str(c) for c in frame.columns], path)
         if _side(path).is_file():
-            meta = json.loads(_side(path).read_text(encoding="utf-8"))
+            meta = _read_meta(_side(path).read_bytes(), _side(path))
     missing = [c for c in _REQUIRED if c not in frame.columns]
     if missing:
         hint = suggest(missing[0], [str(c) for c in frame.columns])
@@ -135,9 +160,60 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
             f"manifest '{path}' has no column {', '.join(repr(c) for c in missing)}{hint} "
             "A table that is no manifest becomes one with `medfm index images=DIR reports=TABLE`"
         )
+    if frame.empty:
+        raise DataError(f"manifest '{path}' has no rows")
+    if frame.index.tolist() == list(range(len(frame))):
+        frame = frame.reset_index(drop=True)
     frame = _to_labels(complete(frame))
+    for column in ("patient_id", "study_id", "view", "modality", "split", "sex"):
+        frame[column] = pd.Series([value.strip() for value in frame[column]], index=frame.index, dtype=object)
     where = Path(root) if root is not None else path.parent / meta.get("root", ".")
-    return Manifest(frame.reset_index(drop=True), where, meta, path)
+    return Manifest(frame, where, meta, path)
+
+
+def _read_meta(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(raw)
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict) or not isinstance(meta.get("root", "."), str):
+        raise DataError(f"'{path}': what it says of the manifest (card, root, counts) is no readable JSON; index it again")
+    return meta
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is plainly no text, whatever its name says."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    kinds = {b"PAR1": "a parquet file; name it .parquet", b"PK\x03\x04": "an Excel or zip file; save the table as CSV"}
+    kinds[b"\xd0\xcf\x11\xe0"] = "an old Excel file; save the table as CSV"
+    for magic, what in kinds.items():
+        if start.startswith(magic):
+            raise DataError(f"manifest '{path}' is {what}")
+    if start.startswith(b"\x1f\x8b") and path.suffix != ".gz":
+        raise DataError(f"manifest '{path}' is packed by gzip; name it {path.name}.gz")
+
+
+def _check_columns(columns: list[str], path: Path) -> None:
+    """Refuse a standard or label column that is there twice, also where only the case differs: which one would count?"""
+    lower = [c.strip().lower() for c in columns]
+    for column in columns:
+        word = column.strip().lower()
+        if lower.count(word) > 1 and (word in COLUMNS or word.startswith(LABEL_PREFIX)):
+            twins = [c for c in columns if c.strip().lower() == word]
+            raise DataError(f"manifest '{path}' has two columns named {' and '.join(map(repr, twins))}; keep one")
+
+
+def _check_types(schema: Any, path: Path) -> None:
+    """Refuse lists, records and bytes where a cell should be one text or number."""
+    import pyarrow as pa
+
+    for item in schema:
+        if item.name in COLUMNS or item.name.startswith(LABEL_PREFIX):
+            kind = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
+            binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+            if pa.types.is_nested(kind) or binary:
+                raise DataError(f"manifest '{path}': column '{item.name}' holds {kind}, not text or numbers")
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> Path:

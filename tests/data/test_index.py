@@ -219,15 +219,15 @@ def test_index__encoding(tmp_path: Path, png: Write) -> None:
     assert report.manifest.frame["report"].tolist() == ["café au lait"]
 
 
-def test_index__series_become_one_row_and_mixed_folders_are_refused(tmp_path: Path, film: Write) -> None:
-    def slices(folder: str, series: str, n: int) -> None:
+def test_index__series_become_one_row_even_in_a_mixed_folder(tmp_path: Path, film: Write) -> None:
+    def slices(folder: str, series: str, n: int, gap: float = 0) -> None:
         for i in range(n):
             film(
                 tmp_path / f"images/{folder}/{series}-{i}.dcm",
                 Modality="CT",
                 SOPClassUID="1.2.840.10008.5.1.4.1.1.2",
                 SeriesInstanceUID=series,
-                ImagePositionPatient=[0, 0, 2.5 * i],
+                ImagePositionPatient=[0, 0, 2.5 * i + (gap if i else 0)],
                 ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
                 PixelSpacing=[1, 1],
                 SliceThickness=2.5,
@@ -237,18 +237,32 @@ def test_index__series_become_one_row_and_mixed_folders_are_refused(tmp_path: Pa
 
     slices("volume", "1.1", 4)
     slices("single", "1.2", 1)
-    slices("mixed", "1.3", 2)
-    slices("mixed", "1.4", 3)
+    slices("mixed", "1.3", 3)
+    slices("mixed", "1.4", 5)
+    slices("mixed", "1.5", 4, gap=5)
+    film(tmp_path / "images/mixed/film.dcm")
     report = run(tmp_path)
     frame = report.manifest.frame
-    assert frame["image"].tolist() == ["single/1.2-0.dcm", "volume"]
-    assert frame["modality"].tolist() == ["CT", "CT"]
-    assert report.manifest.meta["intensity_units"] == "HU"
-    assert len(report.rejected) == 5
-    assert all("one folder per series" in reason for _, reason in report.rejected)
+    images = frame["image"].tolist()
+    assert images == sorted(images)
+    assert {i for i in images if "#" not in i} == {"mixed/film.dcm", "single/1.2-0.dcm", "volume"}
+    mixed = [i for i in images if i.startswith("mixed#series=")]
+    assert len(mixed) == 2
+    assert report.manifest.meta["intensity_units"] == "arbitrary"  # a film among the CTs
+    ((path, reason),) = report.rejected
+    assert path.startswith("mixed#series=")
+    assert "missing slices" in reason
     from medfm.io.load import load_image
 
-    assert load_image(report.manifest.image_path(1)).shape == (10, 12, 4)
+    depths = {load_image(report.manifest.root / i).shape[2] for i in mixed}
+    assert depths == {3, 5}
+    assert load_image(report.manifest.image_path(images.index("volume"))).shape == (10, 12, 4)
+    again = read_manifest(tmp_path / "out" / "m.parquet")
+    assert again.frame["image"].tolist() == images
+    from medfm.data.check import check_manifest
+
+    for level in ("headers", "decode"):
+        assert check_manifest(again, level=level).problems == {}
 
 
 def test_index__pictures_without_patients_say_so(tmp_path: Path, png: Write) -> None:

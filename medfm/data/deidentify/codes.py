@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from datetime import date, timedelta
 from functools import lru_cache
@@ -17,6 +18,8 @@ from medfm.errors import ConfigError
 STANDARD_ROOT = "1.2.840.10008."
 """UIDs below it are the standard's own (SOP classes, well-known frames of reference): they identify nothing."""
 
+# Some writers hang dates and numbers on a class's UID to name an instance: "1.2.840.10008.5.1.4.1.1.2.20190304.7".
+_STANDARD = re.compile(r"1\.2\.840\.10008(?:\.\d{1,3}){1,9}")
 _FEWEST_BYTES = 16
 _DAYS = 3650  # dates move back by 1 to 3,650 days
 
@@ -38,7 +41,7 @@ class Codes:
     def uid(self, original: str) -> str:
         """A valid UID below 2.25 (PS3.5 section B.2) of at most 44 characters; the standard's own UIDs stay."""
         original = original.strip().strip("\0")
-        if not original or original.startswith(STANDARD_ROOT):
+        if not original or _STANDARD.fullmatch(original):
             return original
         return f"2.25.{int.from_bytes(self._digest('uid', original)[:16], 'big')}"
 

@@ -108,6 +108,13 @@ class Cleaner:
         if self.rules.private == "safe":
             self._unused_creators(dataset)
 
+    def name_patient(self, dataset: Dataset) -> None:
+        """The patient's code where the file names no patient: its images belong together all the same."""
+        for keyword in ("PatientID", "PatientName"):
+            if not dataset.get(keyword):
+                setattr(dataset, keyword, self.code)
+                self.actions.add((keyword, "coded"))
+
     def _name_type(self, dataset: Dataset, tag: BaseTag, keyword: str) -> None:
         """Elements without VR in a file of explicit VR (writers mix them): parsing finds the VR, which writing needs."""
         try:
@@ -164,8 +171,13 @@ class Cleaner:
             self._uid(dataset, tag, keyword, value)
         elif decision == "date":
             self._date(dataset, tag, keyword, vr, value)
-        elif (decision == "text" or (decision == "keep" and vr == "CS")) and keyword not in STRUCTURAL:
-            self._text(dataset, tag, keyword, value)
+        elif decision == "text" or (decision == "keep" and vr == "CS"):
+            if keyword in STRUCTURAL:
+                self._structural(dataset, tag, keyword)
+            else:
+                self._text(dataset, tag, keyword)
+        elif decision == "keep" and vr == "IS" and self.holds_known.number(_decode(value)):
+            self._remove(dataset, tag, keyword)
 
     def _set(self, dataset: Dataset, tag: BaseTag, vr: str, value: Any, keyword: str, what: str) -> None:
         from pydicom.dataelem import DataElement
@@ -239,16 +251,21 @@ class Cleaner:
                 dataset, tag, "AS", f"{90 if capped else age:03d}{unit}", "PatientAge", "capped" if capped else "respelled"
             )
 
-    def _text(self, dataset: Dataset, tag: BaseTag, keyword: str, value: bytes) -> None:
-        text = _decode(value)
-        if self.holds_known(text) or (keyword not in VERBATIM and _vr(dataset, tag) != "CS" and scrub(text)[1]):
+    def _text(self, dataset: Dataset, tag: BaseTag, keyword: str) -> None:
+        text = _parsed(dataset, tag)
+        cs = _vr(dataset, tag) == "CS"
+        if text is None or self.holds_known(text) or (keyword not in VERBATIM and not cs and scrub(text)[1]):
+            self._remove(dataset, tag, keyword)
+
+    def _structural(self, dataset: Dataset, tag: BaseTag, keyword: str) -> None:
+        """One word of a name is taken for a term: "CHEST". Two, or a number of the patient's, are none."""
+        text = _parsed(dataset, tag)
+        if text is None or self.holds_known.clearly(text):
             self._remove(dataset, tag, keyword)
 
     def _describe(self, dataset: Dataset, tag: BaseTag, keyword: str, vr: str) -> None:
-        try:
-            old = dataset[tag].value
-            text = old if isinstance(old, str) else "\\".join(old)
-        except Exception:  # bytes that its character set does not know
+        text = _parsed(dataset, tag)
+        if text is None:
             self._remove(dataset, tag, keyword)
             return
         new, counts = scrub(text, self.known)
@@ -291,6 +308,17 @@ def _decode(value: bytes) -> str:
         return value.decode("utf-8").strip(" \0")
     except UnicodeDecodeError:
         return value.decode("latin-1").strip(" \0")
+
+
+def _parsed(dataset: Dataset, tag: BaseTag) -> str | None:
+    """A text in the letters of its character set, as names are compared; None where it cannot be read."""
+    try:
+        value = dataset[tag].value
+        if isinstance(value, bytes):
+            return _decode(value)
+        return value if isinstance(value, str) else "\\".join(map(str, value))
+    except Exception:  # bytes that its character set does not know
+        return None
 
 
 def _creators(dataset: Dataset) -> dict[tuple[int, int], str]:

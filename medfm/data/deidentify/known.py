@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from medfm.text.known import TOKEN as _WORD
+from medfm.text.known import bounded, digits_of, joined, number, phrase, telling, unspaced
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -19,7 +22,6 @@ _PLACE_WORDS = """
 _NUMBERS, _PLACES = frozenset(_NUMBER_WORDS.split()), frozenset(_PLACE_WORDS.split())
 KEYWORDS = tuple(sorted(_NUMBERS | _PLACES))
 _FRAMES = "PerFrameFunctionalGroupsSequence"
-_WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
 
 
 def known_of(dataset: Dataset) -> frozenset[str]:
@@ -64,17 +66,37 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 class Finder:
-    """Whether a text holds one of the known words, whole and in any case."""
+    """Whether a text holds one of the known words, in any case and in other spellings (see `medfm.text.known`)."""
 
     def __init__(self, known: Iterable[str]) -> None:
         words: set[str] = set()
+        numbers: set[str] = set()
+        others: set[str] = set()
         for text in known:
             if "^" in text:
-                words.update(w for w in _WORD.findall(text) if len(w) >= 3)
+                words.update(_WORD.findall(text))
+            elif any(c.isdigit() for c in text):
+                numbers.update(number(t) for t in (text, digits_of(text)) if len(re.sub(r"\W", "", t)) >= 4)
             elif len(text) >= 4:
-                words.add(text)
-        escaped = sorted((re.escape(w) for w in words), key=len, reverse=True)
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)", re.IGNORECASE) if escaped else None
+                others.add(phrase(text))
+        alone = {bounded(w) for w in words if (telling(w) if unspaced(w) else len(w) >= 3)}
+        self._name = _either(alone | set(joined(words)))
+        self._number = _either(numbers)
+        self._other = _either(others)
 
     def __call__(self, text: str) -> bool:
-        return self._pattern is not None and self._pattern.search(text) is not None
+        return any(p is not None and p.search(text) is not None for p in (self._name, self._number, self._other))
+
+    def clearly(self, text: str) -> bool:
+        """Two parts of a name, or a number: no word of the trade by chance."""
+        if self._number is not None and self._number.search(text) is not None:
+            return True
+        return self._name is not None and len({m.group().lower() for m in self._name.finditer(text)}) > 1
+
+    def number(self, text: str) -> bool:
+        return self._number is not None and self._number.search(text) is not None
+
+
+def _either(patterns: Iterable[str]) -> re.Pattern[str] | None:
+    ordered = sorted(patterns, key=len, reverse=True)
+    return re.compile("|".join(ordered), re.IGNORECASE) if ordered else None

@@ -6,7 +6,7 @@ No values and no input paths in any of them.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class DeidentifyReport:
         faces: reason -> number of files.
         mosaics: Siemens mosaics that no reader can take apart without their private attributes.
         patients, studies, series: different codes written (DICOM).
+        alike: patients whose ids differ from another's in case, spaces, punctuation or leading zeros alone.
         again: files that an earlier run of the same command had done.
         table: what became of the reports, None without.
         notes: what else a person should know.
@@ -59,6 +60,7 @@ class DeidentifyReport:
     patients: int = 0
     studies: int = 0
     series: int = 0
+    alike: int = 0
     again: int = 0
     table: TableReport | None = None
     notes: list[str] = field(default_factory=list)
@@ -88,6 +90,7 @@ def collect(report: DeidentifyReport, results: list[dict[str, Any]]) -> None:
     faces: Counter[str] = Counter()
     actions: dict[str, Counter[str]] = {}
     codes: dict[str, set[str]] = {"patient": set(), "study": set(), "series": set()}
+    alike: defaultdict[str, set[str]] = defaultdict(set)
     for result in results:
         if "skipped" in result:
             skipped[result["skipped"]] += 1
@@ -103,9 +106,12 @@ def collect(report: DeidentifyReport, results: list[dict[str, Any]]) -> None:
             report.burned_in.setdefault(result["burned_in"], []).append(result["output"])
         if result["face"]:
             faces[result["face"]] += 1
+        if result.get("alike"):
+            alike[result["alike"]].add(result["patient"])
         if result["kind"] == "dicom":
             for name, seen in codes.items():
                 seen.add(result[name])
+    report.alike = sum(len(patients) for patients in alike.values() if len(patients) > 1)
     report.files = len(results)
     report.written, report.skipped, report.faces = dict(written), dict(skipped.most_common()), dict(faces.most_common())
     report.actions = {what: dict(counts.most_common()) for what, counts in sorted(actions.items())}

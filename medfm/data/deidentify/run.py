@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from medfm.data.deidentify.report import DeidentifyReport, collect, render, writ
 from medfm.data.deidentify.rules import Rules
 from medfm.data.deidentify.tables import Lookup, choose_columns, clean_table, known_by_patient
 from medfm.data.deidentify.work import Job, key, process
-from medfm.errors import ConfigError
+from medfm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from medfm.data.engine import Done
@@ -31,8 +30,8 @@ def run_deidentify(config: DeidentifyOptions, progress: bool = False) -> Deident
     """De-identify `config.in` into `config.out`. The same command goes on where it was stopped.
 
     Raises:
-        ConfigError: `out` holds something else, the secret cannot be used, a column is missing.
-        DataError: the report table cannot be read; the disk is full.
+        ConfigError: `in` is no folder, `out` holds something else, the secret cannot be used, a column is missing.
+        DataError: `in` holds no file; the report table cannot be read; the disk is full.
     """
     from medfm import __version__
     from medfm.data.engine import run
@@ -40,6 +39,9 @@ def run_deidentify(config: DeidentifyOptions, progress: bool = False) -> Deident
     source = config.source.resolve()
     if not source.is_dir():
         raise ConfigError(f"in={config.source} is not a folder")
+    files, closed = _files(source)
+    if not files:
+        raise DataError(f"in={config.source} holds no file that could be read")
     rules = Rules(
         config.dates,
         config.retain_uids,
@@ -64,7 +66,7 @@ def run_deidentify(config: DeidentifyOptions, progress: bool = False) -> Deident
         version=__version__,
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    files = list(_files(source))
+    _sweep(config.out, config.quarantine)
     finished = {
         done.item: done
         for done in run(
@@ -96,7 +98,7 @@ def run_deidentify(config: DeidentifyOptions, progress: bool = False) -> Deident
     collect(report, list(results.values()))
     if config.reports is not None:
         report.table = clean_table(config, codes, _lookup(source, results))
-    report.notes = _notes(report, config, made)
+    report.notes = _notes(report, config, made, closed)
     _write_left_out(private / "left_out.csv", results)
     if config.map is not None:
         _write_map(config.map, source, results)
@@ -104,12 +106,22 @@ def run_deidentify(config: DeidentifyOptions, progress: bool = False) -> Deident
     return report
 
 
-def _files(source: Path) -> Iterator[str]:
-    """Every file below `source`, as a relative posix path, sorted; links to folders are not followed."""
-    found = []
-    for folder, _, names in os.walk(source):
+def _files(source: Path) -> tuple[list[str], int]:
+    """(every file below `source`, as a relative posix path, sorted; folders that cannot be listed). Links to folders are not
+    followed.
+    """
+    found: list[str] = []
+    closed: list[OSError] = []
+    for folder, _, names in os.walk(source, onerror=closed.append):
         found += [(Path(folder) / name).relative_to(source).as_posix() for name in names]
-    yield from sorted(found)
+    return sorted(found), len(closed)
+
+
+def _sweep(*folders: Path) -> None:
+    """Delete the half files of a run that was killed: the result is made to be handed on."""
+    for folder in folders:
+        for left in folder.rglob(".tmp-*"):
+            left.unlink(missing_ok=True)
 
 
 def _private_folder(settings: DeidentifyOptions) -> Path:
@@ -169,8 +181,10 @@ def _lookup(source: Path, results: dict[str, dict[str, Any]]) -> Lookup:
     return Lookup(known, {item: r["output"] for item, r in written.items() if r["place"] == "out"})
 
 
-def _notes(report: DeidentifyReport, settings: DeidentifyOptions, made: bool) -> list[str]:
+def _notes(report: DeidentifyReport, settings: DeidentifyOptions, made: bool, closed: int) -> list[str]:
     notes = []
+    if closed:
+        notes.append(f"folders that could not be listed, of which nothing is in the result: {closed:,}")
     if made:
         notes.append("a new secret was made; keep it, and keep it away from the result: with it patients can be found again")
     elif os.name == "posix" and settings.secret_path.stat().st_mode & 0o077:
@@ -178,6 +192,11 @@ def _notes(report: DeidentifyReport, settings: DeidentifyOptions, made: bool) ->
     if report.quarantine is not None:
         notes.append(
             "images that may show text are in the quarantine folder, not in the result: look, then move or delete them"
+        )
+    if report.alike:
+        notes.append(
+            f"{report.alike:,} patients have ids that differ in nothing but case, spaces, punctuation or leading zeros: "
+            "they got codes and date shifts of their own; correct the ids first where they are one person"
         )
     if report.mosaics:
         notes.append(f"{report.mosaics:,} Siemens mosaics lost the private count of their tiles; private=safe keeps it")
@@ -204,7 +223,6 @@ def _write_left_out(path: Path, results: dict[str, dict[str, Any]]) -> None:
 
 def _write_map(path: Path, source: Path, results: dict[str, dict[str, Any]]) -> None:
     """Original -> code, one row a file, with the patient, study and accession that its header states."""
-    from medfm.errors import DataError
     from medfm.io.dicom import read_dataset
     from medfm.io.pixels import quiet
 

@@ -24,7 +24,15 @@ _IDS = frozenset(
 _PATHS = frozenset({"image", "path", "image_path", "file", "filename", "dicom_path"})
 # Columns left out whose cells may name the patient or the staff: their words are searched for in the row's text.
 _TELLING = re.compile(
-    r"name|patient|mrn|phys|doctor|radiolog|refer|attend|author|sign|hospital|instit|clinic|address|phone|acc|id$",
+    r"name|patient|mrn|phys|doctor|radiolog|refer|attend|author|sign|hospital|instit|clinic|address|phone|acc|id$|operator|techn"
+    r"|reader|provider|staff|nurse|dictat|transcri|verif|approv|arzt|ärzt|zuweis|überweis|ueberweis|einweis|befunder|befundet"
+    r"|untersucher|einsender|klinik|\bnom\b|prenom|prénom|m[eé]decin|nombre|apellido|m[eé]dico|cognome",
+    re.IGNORECASE,
+)
+# Their cells speak of illness and technique: "Pneumonia" in a column of the clinical history must stay in the text.
+_CLINICAL = re.compile(
+    r"clinical|histor|indicat|procedure|exam|modalit|label|finding|diagnos|sign(?!ed|er|atur|_?off)|symptom|body|protocol|series"
+    r"|sex$|gender|class|file|descr|vaccin|accura|acceler|status|type$|view|dose|technique|study_?name|anamnes|diagnose",
     re.IGNORECASE,
 )
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)+")
@@ -124,7 +132,7 @@ def clean_table(config: DeidentifyOptions, codes: Codes, lookup: Lookup) -> Tabl
     if not report.text:
         raise ConfigError(f"no column of report text among {', '.join(columns[:20])}; name it with text=COLUMN")
     patient_column = next((c for c in columns if roles[c] == "patient"), None)
-    telling = [c for c in columns if roles[c] in ("drop", "patient", "id") and _TELLING.search(c)]
+    telling = [c for c in columns if _tells(c, roles[c])]
     everyone: frozenset[str] = frozenset()
     if patient_column is None:
         everyone = everyone.union(*lookup.known.values())
@@ -148,6 +156,13 @@ def clean_table(config: DeidentifyOptions, codes: Codes, lookup: Lookup) -> Tabl
         frame.to_csv(temporary, index=False)
     report.written = target.name
     return report
+
+
+def _tells(column: str, role: str) -> bool:
+    """Whether the cells of a column may hold names or numbers that the text must not."""
+    if role in ("patient", "id"):
+        return True
+    return role == "drop" and _TELLING.search(column) is not None and _CLINICAL.search(column) is None
 
 
 def _as_known(column: str, cell: str) -> str:

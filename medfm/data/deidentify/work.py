@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,8 +39,8 @@ class Job:
 def key(codes: Codes, source: Path, relative: str) -> str:
     """A file's name in the journal: a code of its path, size and time, so that a changed file is done again."""
     try:
-        stat = (source / relative).stat()
-        state = f"{stat.st_size}|{stat.st_mtime_ns}"
+        found = (source / relative).stat()
+        state = f"{found.st_size}|{found.st_mtime_ns}"
     except OSError:
         state = "missing"
     return codes.name("file", f"{relative}|{state}", 26)
@@ -50,13 +51,16 @@ def process(relative: str, job: Job) -> dict[str, Any]:
 
     Returns:
         {"skipped": reason} or {"kind", "output" (path below out or quarantine), "place" ("out" or "quarantine"), "patient",
-        "study", "series" (codes), "actions" ([keyword, what was done]), "burned_in", "face" (reasons, "" for none), "mosaic"
-        (a Siemens mosaic without its count of tiles)}; no patient data either way.
+        "study", "series" (codes), "alike" (a code that ids of other case, spaces or zeros share), "actions" ([keyword, what was
+        done]), "burned_in", "face" (reasons, "" for none), "mosaic" (a Siemens mosaic without its count of tiles)}; no patient
+        data either way.
     """
     codes = read_secret(job.secret)
     path = job.source / relative
     name = path.name.lower()
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return {"skipped": "no file to read, but a pipe, socket or device"}  # opening one may wait for ever
         if name.endswith(PICTURES):
             return _plain(path, relative, job, codes, "picture")
         if name.endswith(NIFTI):
@@ -149,7 +153,9 @@ def _clean_dicom(dataset: Dataset, relative: str, job: Job, codes: Codes) -> dic
     mosaic = is_mosaic(dataset)
     csa = numbers(dataset) if mosaic and job.rules.private == "safe" else {}
     pixels = clean_pixels(dataset)  # before overlays, which say where they are, are gone
+    alike = spelled_alike(dataset, codes)
     cleaner.clean(dataset)
+    cleaner.name_patient(dataset)
     if not dataset.get("SOPInstanceUID"):  # it was missing or no UID
         dataset.SOPInstanceUID = codes.uid(relative)
     if csa:
@@ -165,6 +171,7 @@ def _clean_dicom(dataset: Dataset, relative: str, job: Job, codes: Codes) -> dic
         "output": output_path,
         "place": place,
         "patient": cleaner.code,
+        "alike": alike,
         "study": study,
         "series": series,
         "actions": sorted([*map(list, cleaner.actions), *(["PixelData", f"removed {what}"] for what in pixels)]),
@@ -172,6 +179,12 @@ def _clean_dicom(dataset: Dataset, relative: str, job: Job, codes: Codes) -> dic
         "face": faced,
         "mosaic": mosaic and not csa,
     }
+
+
+def spelled_alike(dataset: Dataset, codes: Codes) -> str:
+    """A code that patient ids share which differ in case, spaces, punctuation or leading zeros alone; "" without an id."""
+    plain = re.sub(r"[\W_]", "", str(dataset.get("PatientID") or "")).casefold().lstrip("0")
+    return codes.name("alike", plain) if plain else ""
 
 
 def _output(dataset: Dataset, relative: str, codes: Codes) -> tuple[str, str]:
