@@ -12,11 +12,15 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load_image": "medfm.io.load",
+    "load_mask": "medfm.io.masks",
+    "save_image": "medfm.io.write",
+    "save_mask": "medfm.io.write",
     "load_model": "medfm.weights.load",
     "read_manifest": "medfm.data.manifest",
     "ZeroShotClassifier": "medfm.evaluation.zero_shot",
     "MedfmError": "medfm.errors",
     "Image": "medfm.types",
+    "Mask": "medfm.types",
     "pretrain": "medfm.api",
     "index": "medfm.api",
     "phantom": "medfm.api",
@@ -34,11 +38,14 @@ if TYPE_CHECKING:
     from medfm.errors import MedfmError
     from medfm.evaluation.zero_shot import ZeroShotClassifier
     from medfm.io.load import load_image
-    from medfm.types import Image
+    from medfm.io.masks import load_mask
+    from medfm.io.write import save_image, save_mask
+    from medfm.types import Image, Mask
     from medfm.weights.load import load_model
 
 __all__ = [
     "Image",
+    "Mask",
     "MedfmError",
     "ZeroShotClassifier",
     "__version__",
@@ -50,10 +57,13 @@ __all__ = [
     "evaluate",
     "index",
     "load_image",
+    "load_mask",
     "load_model",
     "phantom",
     "pretrain",
     "read_manifest",
+    "save_image",
+    "save_mask",
 ]
 
 

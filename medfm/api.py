@@ -100,52 +100,35 @@ def run_phantom(config: Any, quiet: bool) -> Path:
 
 
 def run_index(config: Any, quiet: bool) -> Any:
-    from medfm.data.index import index as build
-    from medfm.data.index import render
+    return _run_and_show("medfm.data.index", "index", quiet, config)
 
-    report = build(config, progress=not quiet)
+
+def _run_and_show(module: str, name: str, quiet: bool, *arguments: Any) -> Any:
+    """`module.name(*arguments, progress)`, its report shown by the module's `render`."""
+    room = import_module(module)
+    report = getattr(room, name)(*arguments, progress=not quiet)
     if not quiet:
-        _print(render(report))
+        _print(room.render(report))
     return report
 
 
 def run_doctor(config: Any, quiet: bool) -> Any:
-    from medfm.data.doctor import run
-
-    report = run.run_doctor(config, progress=not quiet)
-    if not quiet:
-        _print(run.render(report))
-    return report
+    return _run_and_show("medfm.data.doctor.run", "run_doctor", quiet, config)
 
 
 def run_deidentify(config: Any, quiet: bool) -> Any:
-    from medfm.data.deidentify import run
-
-    report = run.run_deidentify(config, progress=not quiet)
-    if not quiet:
-        _print(run.render(report))
-    return report
+    return _run_and_show("medfm.data.deidentify.run", "run_deidentify", quiet, config)
 
 
 def run_download(config: Any, quiet: bool) -> Any:
-    from medfm.data.download import run
-
-    report = run.run_download(config, progress=not quiet)
-    if not quiet:
-        _print(run.render(report))
-    return report
+    return _run_and_show("medfm.data.download.run", "run_download", quiet, config)
 
 
 def run_cache(config: Any, quiet: bool) -> Any:
-    from medfm.data.store import run
-
     # The contract comes from the recipe that will train on it, so that the two cannot differ.
     changes = {f"preprocess.{key}": value for key, value in config.preprocess.items()}
     recipe = resolve_verb("pretrain", config.recipe, {"data.manifest": str(config.manifest), **changes})
-    report = run.run_cache(config, recipe.config.preprocess, progress=not quiet)
-    if not quiet:
-        _print(run.render(report))
-    return report
+    return _run_and_show("medfm.data.store.run", "run_cache", quiet, config, recipe.config.preprocess)
 
 
 def run_pretrain(config: Any, quiet: bool) -> Path:

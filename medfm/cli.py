@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from medfm.errors import ConfigError, MedfmError
 
@@ -82,11 +82,12 @@ def _run(name: str, words: list[str]) -> int:
         return 0
     from medfm.api import call
     from medfm.config.describe import schema_of
+    from medfm.config.overrides import text_keys
 
     verb = VERBS[name]
     if verb.positional and words and "=" not in words[0]:
         words = [f"{verb.positional}={words[0]}", *words[1:]]
-    values, recipe = _words(words)
+    values, recipe = _words(words, text_keys(schema_of(verb)))
     if recipe is not None and "recipe" in schema_of(verb).model_fields:
         values["recipe"], recipe = recipe, None  # a knob of the verb's own, not what drives it
     if verb.recipes and recipe is None:
@@ -98,10 +99,10 @@ def _run(name: str, words: list[str]) -> int:
     return 0
 
 
-def _words(words: list[str]) -> tuple[dict[str, object], str | None]:
+def _words(words: list[str], texts: Collection[str] = ()) -> tuple[dict[str, object], str | None]:
     from medfm.config.overrides import parse_words
 
-    values = parse_words(words)
+    values = parse_words(words, texts)
     recipe = values.pop("recipe", None)
     return values, None if recipe is None else str(recipe)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +124,31 @@ def tiny_run(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     import medfm
 
     return medfm.pretrain(str(tiny_recipe), {"out": tmp_path_factory.mktemp("run") / "tiny"})
+
+
+@pytest.fixture(scope="session")
+def save_tiny_model() -> Callable[..., None]:
+    """`save_tiny_model(folder, side, seed, **extra)` writes a real, untrained dual encoder for pictures of `side` pixels."""
+
+    def save(folder: Path, side: int, seed: int = 0, **extra: Any) -> None:
+        import torch
+
+        from medfm.encoders.build import build_dual, build_tokenizer
+        from medfm.encoders.config import DualConfig
+        from medfm.registry import ENCODERS
+        from medfm.weights.save import save_model
+
+        encoder = {"name": "vit", "img_size": [side, side], "patch_size": [4, 4], "embed_dim": 16, "depth": 1, "num_heads": 2}
+        objective = {
+            "text_encoder": {"name": "clip_text", "embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 24},
+            "tokenizer": {"name": "clip", "context_length": 24},
+            "embed_dim": 8,
+        }
+        config = DualConfig.model_validate(objective)
+        tokenizer = build_tokenizer(config.tokenizer)
+        torch.manual_seed(seed)
+        dual = build_dual(ENCODERS.parse(encoder), config, tokenizer)
+        recipe = {"encoder": encoder, "objective": objective, "preprocess": {"size": [side, side]}}
+        save_model(folder, dual, recipe, tokenizer, extra)
+
+    return save

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from pydantic import SecretStr
 
 from medfm.errors import ConfigError
 from medfm.registry import ComponentField, Config, Registry
@@ -34,8 +36,11 @@ def parse_value(text: str) -> Any:
     return value if value is None or isinstance(value, bool | int | float | list | dict) else text
 
 
-def parse_words(words: Iterable[str]) -> dict[str, Any]:
+def parse_words(words: Iterable[str], texts: Collection[str] = ()) -> dict[str, Any]:
     """`["trainer.devices=8", "recipe=x"]` -> `{"trainer.devices": 8, "recipe": "x"}`, split on the first `=`.
+
+    Args:
+        texts: keys whose value is a text as it was typed: YAML reads 12:30 as 750, and so another patient.
 
     Raises:
         ConfigError: a word without `=`, an empty key, or a key given twice.
@@ -47,8 +52,19 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"'{word}' is not of the form key=value")
         if key in values:
             raise ConfigError(f"'{key}' is given twice")
-        values[key] = parse_value(text)
+        value = parse_value(text)
+        values[key] = text if key in texts and isinstance(value, bool | int | float) else value
     return values
+
+
+def text_keys(model: type[Config]) -> set[str]:
+    """Keys of a schema's first level that hold one text."""
+    return {
+        name
+        for name, info in model.model_fields.items()
+        if {info.annotation, *getattr(info.annotation, "__args__", ())} & {str, SecretStr}
+        and not getattr(info.annotation, "__origin__", None)
+    }
 
 
 def _model_of(annotation: Any) -> type[Config] | None:

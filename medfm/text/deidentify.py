@@ -15,6 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from medfm.text import identifiers as forms
+from medfm.text.known import (
+    NO_LETTER_AFTER,
+    NO_LETTER_BEFORE,
+    TOKEN,
+    bounded,
+    digits_of,
+    joined,
+    number,
+    phrase,
+    spelled,
+    telling,
+    unspaced,
+)
 
 # What stands in the text instead; `medfm.text.clean.normalise` reads each as its one placeholder.
 _MARKS = {
@@ -232,39 +245,43 @@ def _is_hospital(match: re.Match[str]) -> bool:
 @lru_cache(maxsize=256)
 def _known_patterns(known: frozenset[str]) -> tuple[tuple[re.Pattern[str], str], ...]:
     """Patterns of what is known: whole phrases first, then parts of names beside one another, then parts alone."""
-    phrases: dict[str, list[str]] = {"id": [], "hospital": []}
+    phrases: dict[str, set[str]] = {"id": set(), "hospital": set()}
     parts: set[str] = set()
     for entry in known:
         text = entry.strip(" ^=,\0")
         if any(c.isdigit() for c in text) and "^" not in text:
-            if len(re.sub(r"\W", "", text)) >= 3:
-                phrases["id"].append(text)
+            phrases["id"].update(number(t) for t in (text, digits_of(text)) if len(re.sub(r"\W", "", t)) >= 3)
         elif _PLACE.search(text) or ("^" not in text and len(_TOKEN.findall(text)) > 4):
-            phrases["hospital"].append(text)
+            phrases["hospital"].add(phrase(text))
         else:
-            parts.update(w for w in _TOKEN.findall(text) if len(w) > 1 or w.isupper())
+            parts.update(w for w in TOKEN.findall(text) if len(w) > 1 or w.isupper() or unspaced(w))
     return tuple(_build(phrases, parts))
 
 
-def _build(phrases: dict[str, list[str]], parts: set[str]) -> Iterator[tuple[re.Pattern[str], str]]:
-    for kind, texts in phrases.items():
-        if texts:
-            longest = sorted(texts, key=len, reverse=True)
-            either = "|".join(r"\W+".join(map(re.escape, t.split())) for t in longest)
-            yield re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE), kind
-    words = sorted((re.escape(p) for p in parts if len(p) > 1), key=len, reverse=True)
-    if not words:
+def _build(phrases: dict[str, set[str]], parts: set[str]) -> Iterator[tuple[re.Pattern[str], str]]:
+    for kind, patterns in phrases.items():
+        if patterns:
+            yield re.compile("|".join(sorted(patterns, key=len, reverse=True)), re.IGNORECASE), kind
+    for pattern in joined(parts):
+        yield re.compile(pattern, re.IGNORECASE), "name"
+    # Written without spaces: no rule of letters, words and capitals holds.
+    wide = sorted((re.escape(p) for p in parts if unspaced(p) and telling(p)), key=len, reverse=True)
+    if wide:
+        yield re.compile("|".join(wide)), "name"
+    plain = sorted((p for p in parts if len(p) > 1 and not unspaced(p)), key=len, reverse=True)
+    if not plain:
         return
-    word = f"(?:{'|'.join(words)})"
-    joint = r"(?:,[ ]*|[ ]+|[-^][ ]?)"
+    word = f"(?:{'|'.join(map(spelled, plain))})"
+    joint = r"(?:,[ ]*|[ _]+|[-^][ ]?)"
     # "Hill, John A.", "J. Hill": beside another part or an initial every part counts, a word of reports too.
-    yield re.compile(rf"(?<!\w){word}(?:{joint}(?:{word}|[A-Za-z]\.|[A-Z](?=\W)))*{joint}{word}(?!\w)", re.IGNORECASE), "name"
-    initials = "".join(sorted({p[0].upper() for p in parts}))
-    yield re.compile(rf"(?<!\w)(?:[{initials}]\.[ ]?)+(?i:{word})(?!\w)"), "name"
-    alone = [w for w in words if len(w) > 2 and w.lower() not in _WORDS]
+    beside = rf"{NO_LETTER_BEFORE}{word}(?:{joint}(?:{word}|[A-Za-z]\.|[A-Z](?=\W)))*{joint}{word}{NO_LETTER_AFTER}"
+    yield re.compile(beside, re.IGNORECASE), "name"
+    initials = "".join(sorted({p[0].upper() for p in parts if not unspaced(p)}))
+    yield re.compile(rf"{NO_LETTER_BEFORE}(?:[{initials}]\.[ ]?)+(?i:{word}){NO_LETTER_AFTER}"), "name"
+    alone = [bounded(w) for w in plain if len(w) > 2 and w.lower() not in _WORDS]
     if alone:
-        yield re.compile(rf"(?<!\w)(?:{'|'.join(alone)})(?!\w)", re.IGNORECASE), "name"
+        yield re.compile("|".join(alone), re.IGNORECASE), "name"
     # "told House on": capitalised within a sentence, and not in a title ("the Normal Heart Size").
-    capital = [w.capitalize() for w in words if len(w) > 2 and w.lower() in _WORDS]
+    capital = [re.escape(w.capitalize()) for w in plain if len(w) > 2 and w.lower() in _WORDS]
     if capital:
         yield re.compile(rf"(?<=[a-z][ ])(?:{'|'.join(capital)})(?!\w)(?![ ][A-Z])"), "name"

@@ -17,6 +17,7 @@ _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _NTH = r"(?:st|nd|rd|th)"
 _CLOCK = r"(?:[ T]?\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
 _PICTURES = r"ribs?|views?|images?|slices?|films?|series|sequences?"
+_UNIT_AFTER = r"(?![ ]*(?:mm|cm|[µu]m|ml|mg|cc|x|×|%|/)(?!\w))"
 _NO_UNIT = rf"(?![ ]*(?:mm|cm|ml|mg|cc|x|×|%|{_PICTURES})\b)"
 
 DATES = tuple(
@@ -91,7 +92,8 @@ LABELLED_NUMBER = re.compile(
     r"[ ]*(?:identification|ident|id|number|no\.?|nr\.?|#)(?:[ ]*\([a-z]+\))?"
     r"|r?id(?=[ ]*[:#=])|ssn|social[ ]security(?:[ ]number)?|fallnummer|fall-?nr\.?|patienten-?(?:nr\.?|nummer|id)"
     r"|pat\.?-?nr\.?))"
-    r"[ ]*(?:is[ ]+)?[:#=]*[ ]*(?P<id>(?=[\w./-]*\d)[A-Za-z0-9][\w./-]*\w|\d)"
+    r"[ ]*(?:is[ ]+)?[:#=]*[ ]*(?P<id>(?=[\w./-]*\d)[A-Za-z0-9][\w./-]*\w|\d)(?!\w)"
+    rf"{_UNIT_AFTER}"
 )
 SOCIAL_SECURITY = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
 LONG_NUMBER = re.compile(r"(?<![\w.,-])[A-Z]{0,3}\d{7,}(?![\w]|[.,]\d)")
@@ -103,7 +105,8 @@ PHONES = (
     re.compile(
         r"(?i:\b(?:(?:tele)?phone|tel|fax|pager|beeper|bleep|cell|mobile|telefon|durchwahl)"
         r"(?:[ ]*(?:number|no\.?|nr\.?|#))?\.?)"
-        r"[ ]*(?:is[ ]+)?[:#]?[ ]*(?P<id>[+(]?\d[\d ()./-]{1,18}\d)"
+        r"[ ]*(?:is[ ]+)?[:#]?[ ]*(?P<id>(?>[+(]?\d[\d ()./-]{1,18}(?<=\d)))(?!\d)"
+        rf"{_UNIT_AFTER}(?![ ]*per\b)"
     ),
     re.compile(r"(?i:\b(?:ext|extension)\.?)[ ]*[:#]?[ ]*(?P<id>\d{4,6})\b"),
     re.compile(

@@ -243,3 +243,13 @@ def test_resolve__a_private_value_is_not_repeated() -> None:
         resolve(DownloadConfig, "download", None, {"source": "dicomweb://x", "root": "r", "patient": ["DOE^JANE"]})
     assert "patient" in str(error.value)
     assert "DOE" not in str(error.value)
+
+
+def test_parse_words__a_text_stays_as_typed() -> None:
+    from medfm.config.overrides import text_keys
+    from medfm.data.download.config import DownloadConfig
+
+    texts = text_keys(DownloadConfig)
+    assert {"patient", "study", "source", "card"} <= texts
+    assert not {"parallel", "modality", "everything"} & texts
+    assert parse_words(["patient=12:30", "parallel=2", "card=null"], texts) == {"patient": "12:30", "parallel": 2, "card": None}

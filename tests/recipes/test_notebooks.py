@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from nbclient import NotebookClient
 from PIL import Image as Pillow
 
@@ -28,13 +28,9 @@ def test_notebook__is_clean_and_valid(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def world(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Callable[..., None]) -> dict[str, str]:
     """A tiny untrained model, 40 pictures and a prompt set, as the environment variables that the notebook reads."""
     from medfm.data.manifest import Manifest, write_manifest
-    from medfm.encoders.build import build_dual, build_tokenizer
-    from medfm.encoders.config import DualConfig
-    from medfm.registry import ENCODERS
-    from medfm.weights.save import save_model
 
     folder = tmp_path_factory.mktemp("notebook")
     rng = np.random.default_rng(0)
@@ -46,18 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         common = {"patient_id": f"p{number // 2}", "split": "test" if number < 28 else "val", "report": "A field."}
         rows.append({"image": f"{number:02d}.png", **common, "label:bright": float(level > 128)})
     write_manifest(Manifest(pd.DataFrame(rows), folder, {"text_kind": "report"}), folder / "manifest.parquet")
-    encoder = {"name": "vit", "img_size": [SIDE, SIDE], "patch_size": [4, 4], "embed_dim": 16, "depth": 1, "num_heads": 2}
-    objective = {
-        "text_encoder": {"name": "clip_text", "embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 24},
-        "tokenizer": {"name": "clip", "context_length": 24},
-        "embed_dim": 8,
-    }
-    config = DualConfig.model_validate(objective)
-    tokenizer = build_tokenizer(config.tokenizer)
-    torch.manual_seed(0)
-    dual = build_dual(ENCODERS.parse(encoder), config, tokenizer)
-    recipe = {"encoder": encoder, "objective": objective, "preprocess": {"size": [SIDE, SIDE]}}
-    save_model(folder / "run", dual, recipe, tokenizer, {"text_kind": "report"})
+    save_tiny_model(folder / "run", SIDE, text_kind="report")
     (folder / "prompts.yaml").write_text("findings: {Bright: {label: bright, positive: bright field, negative: dark field}}\n")
     return {
         "MEDFM_MODEL": str(folder / "run"),
