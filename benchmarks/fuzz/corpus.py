@@ -146,9 +146,13 @@ def stated(path: Path, kind: str, gdcm: bool = False) -> list[Truth]:
             return [stack_truth(sorted(path.iterdir()))]
         if kind == "frames":
             return [frames_truth(path)]
-        return [*_of_itk(path), *image_truths(path, gdcm)] if gdcm else image_truths(path)
+        found = _of_itk(path) if gdcm else []
     except Exception:  # parsers and decoders raise whatever they do
         return []
+    try:
+        return [*found, *image_truths(path, gdcm)]
+    except Exception:
+        return found
 
 
 def _of_itk(path: Path) -> list[Truth]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.io_decode
 
-Writes benchmarks/results/io_decode.md. The film is encoded here by the encoders that are installed. A peer counts where it gives
-the pixels that medfm gives; peers are pydicom's plugins, SimpleITK, gdcm into a buffer, and the codec libraries called directly
-on the frame's bytes, without pydicom around them.
+Writes benchmarks/results/io_decode.md. The film is encoded here by the encoders that are installed. A peer counts where it
+gives the pixels that medfm gives; peers are pydicom's plugins, SimpleITK, gdcm into a buffer, and the codec libraries called
+directly on the frame's bytes, without pydicom around them.
 """
 
 from __future__ import annotations

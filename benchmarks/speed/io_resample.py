@@ -113,7 +113,7 @@ def main() -> None:
         "Resampling to a spacing",
         f"A real CT of {' x '.join(map(str, array.shape))} int16 at {' x '.join(f'{s:.3g}' for s in image.spacing)} mm to "
         f"{' x '.join(f'{s:.3g}' for s in spacing)} mm, linear, float32; one thread, {arguments.runs} interleaved runs; "
-        f"{versions('numpy', 'SimpleITK', 'monai', 'torchio')}. MONAI and torchio are handed float32, medfm and SimpleITK int16.",
+        f"{versions('numpy', 'SimpleITK', 'monai', 'torchio')}. MONAI and torchio are handed float32, the others int16.",
         table(("resampler", "best ms", "median ms", "times medfm"), rows(seconds, "medfm")),
         "\n".join(
             (

@@ -81,9 +81,9 @@ def main() -> None:
     write(
         arguments.name,
         "VOI windows",
-        f"A film of {' x '.join(map(str, arguments.shape))} pixels of {BITS} bits; one thread, {arguments.runs} interleaved runs; "
-        f"{versions('pydicom', 'numpy')}. Pictures are equal within 1e-6 of their range. LUT is an explicit VOI LUT Sequence, which "
-        "pydicom looks up in integers, without making them displayable.",
+        f"A film of {' x '.join(map(str, arguments.shape))} pixels of {BITS} bits; one thread, {arguments.runs} interleaved "
+        f"runs; {versions('pydicom', 'numpy')}. Pictures are equal within 1e-6 of their range. LUT is an explicit VOI LUT "
+        "Sequence, which pydicom looks up in integers, without making them displayable.",
         table(("function", "medfm best ms", "pydicom best ms", "ratio of medians"), lines),
         bar(f"at least 8 times pydicom's apply_voi_lut on each of the window functions: {windowed:.1f}", windowed >= 8),
     )

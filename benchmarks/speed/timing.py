@@ -13,7 +13,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_G
 
 
 def one_thread() -> None:
-    """Hold this process to one core, and torch, SimpleITK and the numeric libraries to one thread; call it before they are used.
+    """Hold this process to one core, and torch, SimpleITK and the numeric libraries to one thread; call it before their use.
 
     The core is what counts: gdcm decodes JPEG 2000 with as many threads as there are cores, and has no switch for it in Python.
     """

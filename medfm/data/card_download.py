@@ -49,7 +49,7 @@ class DownloadFile(Config):
 
     @model_validator(mode="after")
     def _named(self) -> DownloadFile:
-        if not self.target:
+        if self.target in ("", ".", "..") or "\\" in self.target or "\0" in self.target:
             raise ValueError("the address ends in no file name: give path")
         if self.optional and not self.part:
             raise ValueError("an optional file needs a part, its name for parts=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -260,12 +261,17 @@ class _Work:
         self.rows = [row for row in self.rows if row.path not in gone]
 
     def drop_copies(self) -> None:
-        """Files of one patient with one SOP Instance UID are the same image."""
+        """Files of one patient with one SOP Instance UID are the same image, and so are links to one file."""
         first: dict[tuple[str, str], str] = {}
+        places: dict[tuple[int, int], str] = {}
         kept: list[_Row] = []
         # The larger one first: of a series and a part of it, the part is the copy.
         for row in sorted(self.rows, key=lambda r: (-r.files, r.path)):
             keys = [(row.header.patient_id, row.uids[i : i + 16]) for i in range(0, len(row.uids), 16)]
+            if not keys and row.files == 1 and (place := self._place(row.first)) is not None:
+                if places.setdefault(place, row.path) != row.path and row.path == row.first:
+                    self.rejected.append((row.path, f"copy of '{places[place]}' (a link to the same file)"))
+                    continue
             before = [first[key] for key in keys if key in first]
             if not before:
                 first.update(dict.fromkeys(keys, row.path))
@@ -276,6 +282,14 @@ class _Work:
                 said = f"{len(before)} of its {len(keys)} images are in '{before[0]}' too (same SOP Instance UID)"
                 self.rejected.append((row.path, said))
         self.rows = kept
+
+    def _place(self, name: str) -> tuple[int, int] | None:
+        """Where a file lies: links to one file give one place."""
+        try:
+            state = os.stat(self.root / name)
+        except OSError:
+            return None
+        return (state.st_dev, state.st_ino) if state.st_ino else None
 
     def decode(self) -> None:
         """Decode every item; reject what cannot be."""

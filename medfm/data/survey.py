@@ -215,6 +215,8 @@ def header_as_json(header: ImageHeader, ids: bool = True) -> dict[str, Any]:
 
 def header_from_json(values: dict[str, Any]) -> ImageHeader:
     # Most texts are the same in a million files: one copy of each is kept.
-    texts: dict[str, Any] = {k: sys.intern(v) if type(v) is str and k not in ("series_id", "image_id") else v for k, v in values.items()}
+    texts: dict[str, Any] = {
+        k: sys.intern(v) if type(v) is str and k not in ("series_id", "image_id") else v for k, v in values.items()
+    }
     shape = values.get("shape")
     return ImageHeader(**{**texts, "shape": None if shape is None else tuple(shape)})

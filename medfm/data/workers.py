@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -33,7 +34,32 @@ def worker_context(function: Callable[..., Any], preload: Sequence[str]) -> cont
         return multiprocessing.get_context("spawn") if from_main else _SpawnContext()
     context = multiprocessing.get_context("forkserver") if from_main else _ForkServerContext()
     context.set_forkserver_preload(list(preload))
+    _start_server(context)
     return context
+
+
+def _start_server(context: Any) -> None:
+    """Start the fork server and wait until it has imported what it must: Ctrl-C would end it with a traceback of its own.
+
+    A Ctrl-C of that second is minded when it is over.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        return  # signals are the main thread's
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it
+    try:
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+        first = context.Process(target=_nothing)
+        first.start()
+        first.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _nothing() -> None: ...
 
 
 def _start(popen: Callable[[Any], Any], process: Any) -> Any:
@@ -58,6 +84,7 @@ class _SpawnContext(contexts.SpawnContext):
 
 
 if os.name == "posix":
+    from multiprocessing import forkserver
 
     class _ForkServerProcess(contexts.ForkServerProcess):
         @staticmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfm.errors import DataError
 
@@ -19,17 +20,14 @@ def rgb_from_ybr(array: np.ndarray, bits: int = 8) -> np.ndarray:
     alike.
     """
     top, middle = (1 << bits) - 1, 1 << (bits - 1)
-    wide = np.int32 if bits <= 12 else np.int64
-    y = array[..., 0].astype(wide)
+    wide: type[np.integer[Any]] = np.int32 if bits <= 12 else np.int64
+    y: NDArray[np.integer[Any]] = array[..., 0].astype(wide)
     y <<= 16
     y += 32768
-    blue = array[..., 1].astype(wide) - middle
-    red = array[..., 2].astype(wide) - middle
+    blue, red = (array[..., n].astype(wide) - middle for n in (1, 2))
     out = np.empty_like(array)
     for channel, value in enumerate((y + 91881 * red, y - 22554 * blue - 46802 * red, y + 116130 * blue)):
-        value >>= 16
-        np.clip(value, 0, top, out=value)
-        out[..., channel] = value
+        out[..., channel] = np.clip(value >> 16, 0, top)
     return out
 
 

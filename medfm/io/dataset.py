@@ -22,6 +22,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Private elements beyond this size (raw data of a vendor) are read from the file only when they are asked for.
 _DEFER = 2**18
+# (0002,xxxx) or one of the first elements of group 8 at the very start, with a VR or a short length (implicit VR).
+_BARE = re.compile(rb"(?:\x02\0[\x00-\x18]\0|\x08\0[\0\x05\x08\x12-\x16\x18]\0)(?:UL|OB|UI|CS|DA|TM|[\x02-\x40]\0\0\0)")
 # (7FE0,0010), (7FE0,0008) and (7FE0,0009) as they begin in a file, little- and big-endian.
 _PIXEL_TAGS = {b"\xe0\x7f" + bytes((n, 0)) for n in (0x10, 8, 9)} | {b"\x7f\xe0" + bytes((0, n)) for n in (0x10, 8, 9)}
 
@@ -40,25 +42,45 @@ class Header:
 
 
 def has_magic(path: Path) -> bool:
-    """Whether the file has the DICM prefix after its 128-byte preamble."""
+    """Whether the file has the DICM prefix after its 128-byte preamble, or begins at once with DICOM's first elements."""
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(132)
     except OSError:
         return False
+    return head[128:] == b"DICM" or _BARE.match(head) is not None
 
 
 def series_files(folder: Path) -> list[Path]:
     """The DICOM files directly inside `folder`, sorted by name; hidden files and DICOMDIR are left out.
 
+    Files without a suffix are known by their content, so that damage hides them. One that is numbered and empty, or begins with
+    zeros only, is taken for a DICOM file that was not copied whole where others are numbered: reading it names the fault.
+
     Raises:
         DataError: the folder cannot be listed.
     """
     try:
-        files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.upper() != "DICOMDIR")
-        return [p for p in files if p.is_file() and (p.suffix.lower() in DICOM_SUFFIXES or has_magic(p))]
+        files = sorted(
+            p for p in folder.iterdir() if not p.name.startswith(".") and p.name.upper() != "DICOMDIR" and p.is_file()
+        )
+        found = [p for p in files if p.suffix.lower() in DICOM_SUFFIXES or has_magic(p)]
+        if any(_is_numbered(p) for p in found):
+            known = set(found)
+            found = [p for p in files if p in known or (_is_numbered(p) and _is_blank(p))]
+        return found
     except OSError as error:
         raise DataError(f"'{folder}' cannot be read: {error.strerror or type(error).__name__}") from None
+
+
+def _is_numbered(path: Path) -> bool:
+    """IM000012 or 1.2.840.7: a number and no suffix, as scanners and archives name their files."""
+    return path.suffix[1:].isdigit() if path.suffix else any(c.isdigit() for c in path.name)
+
+
+def _is_blank(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return not any(file.read(132))
 
 
 def read_dataset(path: str | Path) -> Dataset:

@@ -20,10 +20,11 @@ from medfm.io.colour import rgb_from_ybr
 
 # PackBits gives at most 128 bytes from 2.
 RLE_RATIO = 64
-# Bytes, each a run of its own, behind two codes that do nothing (PS3.5 G.3.2), of which the first may be taken for the pixel of
-# a padding zero.
-_RLE_MARK = bytes.fromhex("d2910c5f3be87a46")
-_RLE_END = b"\x80\x80" + b"".join(bytes((0, byte)) for byte in _RLE_MARK)
+# Bytes put behind a segment, each a run of its own (PS3.5 G.3.1). Behind a padding zero, which takes the first byte for
+# a pixel, they come out otherwise; and otherwise again where pixels are missing and the last run takes bytes from here.
+_RLE_MARK = bytes.fromhex("01910c5f3be87a46")
+_RLE_PADDED = bytes.fromhex("0000910c5f3be87a")
+_RLE_END = b"".join(bytes((0, byte)) for byte in _RLE_MARK)
 
 
 def container(precision: int) -> np.dtype[Any]:
@@ -70,9 +71,11 @@ def _decoders(stream: Stream) -> list[tuple[str, Callable[[bytes, Stream, bool],
         # gdcm ends the process on some damaged streams of three components, so that it gets grey ones alone.
         found: list[tuple[str, Callable[[bytes, Stream, bool], np.ndarray]]] = [("pylibjpeg", _libjpeg)]
         found = [("gdcm", _gdcm), *found] if grey else found
-        return [("pillow", _pillow), *found] if stream.precision == 8 else found
+        # Pillow does not notice damage in colour.
+        return [("pillow", _pillow), *found] if stream.precision == 8 and grey else found
     if stream.kind == "JPEG-LS":
-        return [("pyjpegls", _jpegls)]
+        # gdcm is 2 to 5 % quicker, and wrong below 8 bits.
+        return [("gdcm", _gdcm), ("pyjpegls", _jpegls)] if grey and stream.precision >= 8 else [("pyjpegls", _jpegls)]
     # For JPEG 2000 gdcm would win by the clock, but takes a thread for each core, for which data loaders have other use.
     return [("openjpeg", _openjpeg)]
 
@@ -116,7 +119,7 @@ def reduced_jpeg2000(data: bytes, stream: Stream, reduce: int) -> np.ndarray:
 
     try:
         with Pictures.open(BytesIO(data), formats=("JPEG2000",)) as picture:
-            picture.reduce = reduce
+            picture.reduce = reduce  # type: ignore[method-assign, assignment]
             array = np.array(picture)
     except Exception as error:
         raise BrokenStream(f"pillow: {type(error).__name__}") from None
@@ -169,7 +172,7 @@ def _gdcm(data: bytes, stream: Stream, colour: bool) -> np.ndarray:
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
-    codec = gdcm.JPEG2000Codec() if stream.kind == "JPEG 2000" else gdcm.JPEGCodec()
+    codec = gdcm.JPEGLSCodec() if stream.kind == "JPEG-LS" else gdcm.JPEGCodec()
     codec.SetNumberOfDimensions(2)
     codec.SetDimensions((stream.columns, stream.rows, 1))
     codec.SetPlanarConfiguration(0)
@@ -223,18 +226,17 @@ def decode_rle(data: memoryview, rows: int, columns: int, samples: int, bits: in
 
 def _rle_grey(pieces: list[memoryview], rows: int, columns: int, bits: int) -> np.ndarray:
     """By the decoder of whole frames, which takes half the time of that of segments, but crops a segment that holds more than
-    the header claims. So each gets a mark at its end, which must come out right behind the pixels (one byte later where the
-    segment was padded to an even length).
+    the header claims. So each gets a mark at its end, which must come out right behind the pixels.
     """
     from rle.rle import decode_frame
 
     header = np.zeros(16, "<u4")
     header[: len(pieces) + 1] = len(pieces), *np.cumsum([64, *(len(piece) + len(_RLE_END) for piece in pieces[:-1])])
     marked = b"".join((header.tobytes(), *(part for piece in pieces for part in (piece, _RLE_END))))
-    count, mark = rows * columns, np.frombuffer(_RLE_MARK, np.uint8)
-    buffer = decode_frame(marked, count + len(mark), bits, "<")
-    tails = np.frombuffer(buffer, np.uint8).reshape(count + len(mark), len(pieces))[count:].T
-    if not all((tail == mark).all() or (tail[1:] == mark[:-1]).all() for tail in tails):
+    count, more = rows * columns, len(_RLE_MARK)
+    buffer = decode_frame(marked, count + more, bits, "<")
+    tails = np.frombuffer(buffer, np.uint8).reshape(count + more, len(pieces))[count:].T
+    if not all(tail.tobytes() in (_RLE_MARK, _RLE_PADDED) for tail in tails):
         raise BrokenStream("an RLE segment does not hold one byte for each pixel")
     values = np.frombuffer(buffer, f"<u{bits // 8}", count)
     return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(rows, columns)
@@ -268,7 +270,7 @@ def inflate(data: bytes, size: int) -> bytes:
     stream = isal_zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         out = stream.decompress(data, size + 2)
-    except isal_zlib.error:
+    except isal_zlib.error:  # type: ignore[misc]
         raise BrokenStream("the deflated frame is damaged") from None
     if not size <= len(out) <= size + 1 or not stream.eof:
         raise BrokenStream(f"the deflated frame holds {'more than' if len(out) > size else len(out)} {size} bytes")

@@ -167,6 +167,8 @@ def _sequence_notes(dataset: Dataset) -> list[str]:
     pointer = dataset.get("FrameIncrementPointer")
     tags = pointer if isinstance(pointer, list | tuple) or type(pointer).__name__ == "MultiValue" else [pointer]
     names = [keyword_for_tag(int(tag)) for tag in tags if tag]
+    if not names and not is_enhanced(dataset) and not floats(dataset, "FrameTime"):
+        return ["the file does not say what its frames follow; they were taken as points in time"]
     return [f"frames follow {', '.join(names)}"] if names and names != ["FrameTime"] else []
 
 

@@ -49,7 +49,7 @@ class GzipStream:
                 raise DamagedGzip("truncated")
             try:
                 self._ready = memoryview(self._member.decompress(data))
-            except isal_zlib.error:
+            except isal_zlib.error:  # type: ignore[misc]
                 raise DamagedGzip("damaged") from None
             if self._member.eof:
                 self._compressed = self._member.unused_data

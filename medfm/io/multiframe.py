@@ -35,6 +35,7 @@ _MACROS = (
     "PETFrameTypeSequence",
     "XRay3DFrameTypeSequence",
     "ParametricMapFrameTypeSequence",
+    "RealWorldValueMappingSequence",
     "UnassignedPerFrameConvertedAttributesSequence",
 )
 # Of a legacy-converted frame, what the classic image said; geometry and values have macros of their own.
@@ -77,6 +78,9 @@ def _overlay(group: Dataset, item: Dataset) -> None:
         if keyword not in item or not item[keyword].value:
             continue
         macro = item[keyword].value[0]
+        if keyword == "RealWorldValueMappingSequence":
+            group[keyword] = item[keyword]  # a macro of its own attributes, which may occur more than once
+            continue
         if keyword == "UnassignedPerFrameConvertedAttributesSequence":
             for name in _CONVERTED:
                 if name in macro and name not in group:

@@ -25,7 +25,7 @@ from medfm.types import Image
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
 
-# isal's level of 0 to 3. On CT noise 2 packs as small as zlib's 1, which nibabel takes, in a third of its time.
+# isal's level of 0 to 3. On CT noise 2 packs within 2 % of zlib's 1, which nibabel takes, in a quarter of its time.
 _LEVEL = 2
 # Bytes behind the voxels that may be padding, in bytes.
 _PADDING = 512
@@ -52,10 +52,13 @@ def _opened(path: Path) -> Iterator[BinaryIO | GzipStream]:
         raise DataError(f"'{path}' does not fit into the memory of this machine") from None
 
 
-def _fill(file: BinaryIO | GzipStream, path: Path, offset: int, count: int, dtype: np.dtype[Any], seen: int) -> np.ndarray:
-    """`count` voxels from `offset`, of a file of which `seen` bytes are read. The file must end there, but for the padding of a
-    disk block: more bytes left over mean that the claimed size is wrong.
+def _fill(
+    file: BinaryIO | GzipStream, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], seen: int
+) -> np.ndarray:
+    """The voxels of `shape`, flat, from `offset` on; `seen` bytes of the file are read already. The file must end behind them,
+    but for the padding of a disk block: more bytes left over mean that the claimed size is wrong.
     """
+    count = int(np.prod([int(n) for n in shape], dtype=object))
     length = os.path.getsize(path)
     zipped = isinstance(file, GzipStream)
     claimed = offset + count * dtype.itemsize
@@ -74,7 +77,8 @@ def _fill(file: BinaryIO | GzipStream, path: Path, offset: int, count: int, dtyp
             raise DataError(f"'{path}': truncated: {offset + got:,} of {claimed:,} bytes are there")
         got += step
     left = file.rest(2**20) if isinstance(file, GzipStream) else length - claimed
-    if left > min(_PADDING, count * dtype.itemsize // 2):
+    # A size that is one too small leaves a face of the volume over.
+    if left and (left > _PADDING or left >= count // max(shape) * dtype.itemsize):
         more = "over a million" if left > 2**20 else f"{left:,}"
         raise DataError(f"'{path}': {more} bytes follow the {claimed:,} that the header claims; its dim or vox_offset is wrong")
     return voxels
@@ -117,8 +121,7 @@ def read_nifti(path: str | Path, modality: str = "OT") -> Image:
         shape, dtype = shape_of(header, str(path)), dtype_of(header, str(path))
         affine, oriented, notes = affine_of(header, shape, str(path))
         slope, inter = scaling_of(header, str(path))
-        count = int(np.prod([int(n) for n in shape], dtype=object))
-        voxels = _fill(file, path, offset, count, dtype, counted.seen)
+        voxels = _fill(file, path, offset, shape, dtype, counted.seen)
     colour = bool(dtype.names)
     if colour:
         if len(shape) == 4:

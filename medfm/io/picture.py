@@ -9,7 +9,7 @@ import numpy as np
 
 from medfm.errors import DataError
 from medfm.io.header import ImageHeader
-from medfm.io.pixels import quiet
+from medfm.io.quiet import quiet
 from medfm.types import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")

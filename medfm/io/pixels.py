@@ -44,7 +44,7 @@ def decode_frames(dataset: Dataset, path: str) -> Iterator[tuple[np.ndarray, str
             yield _finished(_native(raw, layout, number), layout, dataset, path, colours)
         return
     for data in _compressed(dataset, layout, path):
-        yield _finished(_decoded(data, dataset, layout, path), layout, dataset, path, colours)
+        yield _finished(_decoded(data, dataset, layout, path), layout, dataset, path, colours, _overshoot(layout))
 
 
 def decode(dataset: Dataset, path: str, frame: int = 0, reduce: int = 0, writable: bool = True) -> tuple[np.ndarray, str]:
@@ -71,7 +71,7 @@ def decode(dataset: Dataset, path: str, frame: int = 0, reduce: int = 0, writabl
         array = _decoded(data, dataset, layout, path, reduce)
     else:
         array = _native(_uncompressed(dataset, layout), layout, frame)
-    array, photometric = _finished(array, layout, dataset, path, colours)
+    array, photometric = _finished(array, layout, dataset, path, colours, _overshoot(layout, reduce))
     return (array.copy() if writable and not array.flags.writeable else array), photometric
 
 
@@ -98,12 +98,17 @@ def reduction(dataset: Dataset, path: str, smallest: tuple[int, int]) -> int:
         return 0  # `decode` names the fault
     if stream.kind != "JPEG 2000":
         return 0
-    times = 0
-    while times < stream.levels and all(
-        -(-side // (2 << times)) >= wanted for side, wanted in zip((layout.rows, layout.columns), smallest, strict=True)
-    ):
-        times += 1
-    return times
+    sides = (layout.rows, layout.columns)
+    return max((n for n in range(stream.levels + 1) if _halves_to(sides, n, smallest)), default=0)
+
+
+def _halves_to(sides: tuple[int, int], times: int, smallest: tuple[int, int]) -> bool:
+    """Whether both sides stay large enough, and are what Pillow makes of them: it rounds where the standard rounds up."""
+    scale = 1 << times
+    halved = [-(-side // scale) for side in sides]
+    return all(n >= wanted for n, wanted in zip(halved, smallest, strict=True)) and halved == [
+        (side + scale // 2) // scale for side in sides
+    ]
 
 
 def _native(data: bytes, layout: Layout, number: int = 0) -> np.ndarray:
@@ -159,6 +164,7 @@ def _compressed(dataset: Dataset, layout: Layout, path: str) -> list[bytes | mem
     if dataset.get("ExtendedOffsetTable") and dataset.get("ExtendedOffsetTableLengths"):
         tables = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     try:
+        _check_items(data)
         with quiet():
             frames = list(generate_frames(data, number_of_frames=layout.frames, extended_offsets=tables))
     except Exception as error:  # pydicom's own kinds have no common base
@@ -249,31 +255,36 @@ def _signed_as_header(array: np.ndarray, stream: Stream, layout: Layout) -> np.n
 
 
 def _finished(
-    array: np.ndarray, layout: Layout, dataset: Dataset, path: str, colours: tuple[np.ndarray, int] | None
+    array: np.ndarray,
+    layout: Layout,
+    dataset: Dataset,
+    path: str,
+    colours: tuple[np.ndarray, int] | None,
+    overshoot: float = 0.0,
 ) -> tuple[np.ndarray, str]:
     """Stored values free of unused bits, palette colours looked up, and the photometric interpretation they then have."""
     if layout.samples == 3:
         return array, "RGB"
     if not layout.real and layout.stored < 8 * array.itemsize:
-        array = _stored_bits(array, layout, dataset, path)
+        array = _stored_bits(array, layout, dataset, path, overshoot)
     if colours is None:
         return array, layout.photometric
     table, first = colours
     return table[np.clip(array.astype(np.int32) - first, 0, len(table) - 1)], "RGB"
 
 
-def _stored_bits(array: np.ndarray, layout: Layout, dataset: Dataset, path: str) -> np.ndarray:
+def _stored_bits(array: np.ndarray, layout: Layout, dataset: Dataset, path: str, overshoot: float) -> np.ndarray:
     """The BitsStored bits of each value, sign-extended.
 
     Bits outside them have no meaning, but hold something only where overlays were put there, or where the header is wrong, so
-    that anything else is refused. Padding may lie outside, and a lossy coder overshoots a little.
+    that anything else is refused. Padding may lie outside, and values may `overshoot` by that share of the range.
     """
     bits = layout.stored
     lowest, highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if layout.signed else (0, (1 << bits) - 1)
-    low, high = int(array.min()), int(array.max())
+    low, high = int(array.min()) if layout.signed else 0, int(array.max())
     if lowest <= low and high <= highest:
         return array
-    if _is_lossy(layout.syntax) and max(lowest - low, high - highest) <= (highest - lowest) // 16:
+    if max(lowest - low, high - highest) <= overshoot * (highest - lowest):
         return np.clip(array, lowest, highest)
     overlay = any(element.tag.elem == 0x0102 and 0x6000 <= element.tag.group < 0x6100 and element.value for element in dataset)
     if not overlay and _only_padding_outside(array, lowest, highest, dataset):
@@ -288,8 +299,10 @@ def _stored_bits(array: np.ndarray, layout: Layout, dataset: Dataset, path: str)
     return (array << spare) >> spare
 
 
-def _is_lossy(syntax: str) -> bool:
-    return syntax.rpartition(".")[2] in ("50", "51", "81", "91", "203") and is_codestream(syntax)
+def _overshoot(layout: Layout, reduce: int = 0) -> float:
+    """How far a lossy coder, or the low-pass band of a wavelet, may leave the range of the values, at edges."""
+    lossy = is_codestream(layout.syntax) and layout.syntax.rpartition(".")[2] in ("50", "51", "81", "91", "203")
+    return 0.25 if reduce else 1 / 16 if lossy else 0.0
 
 
 def _only_padding_outside(array: np.ndarray, lowest: int, highest: int, dataset: Dataset) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medfm.errors import DataError
 from medfm.io.dataset import PIXEL_KEYWORDS, Header, is_encapsulated, read_dataset, sop_name, text
-from medfm.io.geometry import is_empty
+from medfm.io.geometry import floats, is_empty
 from medfm.io.multiframe import frame_groups
 from medfm.io.objects import is_enhanced
 from medfm.io.pixels import decode, decode_frames
@@ -22,6 +22,7 @@ from medfm.types import Photometric, Window
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")
 # What the values of a frame mean where its functional groups do not say, and what its units are judged by.
 _MEANING = (
     "Modality",
@@ -41,6 +42,7 @@ _MEANING = (
     "SUVType",
     "PresentationIntentType",
     "PresentationLUTShape",
+    "RealWorldValueMappingSequence",
 )
 
 
@@ -85,8 +87,11 @@ def _attach_native(dataset: Dataset, header: Header) -> None:
     try:
         with open(path, "rb") as file:
             file.seek(header.pixels_at or 0)
-            implicit, little = dataset.original_encoding
-            element = next(data_element_generator(file, bool(implicit), bool(little)), None)
+            _, little = dataset.original_encoding
+            # The element itself says whether it has a VR, some headers lie; a length that reads as one would be odd.
+            implicit = file.read(6)[4:] not in _PIXEL_VRS
+            file.seek(header.pixels_at or 0)
+            element = next(data_element_generator(file, implicit, bool(little)), None)
             tail = file.read(4)
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror or type(error).__name__}") from None
@@ -189,6 +194,8 @@ def physical(stored: np.ndarray, photometric: str, meaning: Dataset, path: str, 
             is_empty(meaning, keyword) for keyword in ("RescaleSlope", "RescaleIntercept")
         ):
             notes.append("a modality LUT and a rescale, of which only one may be; the LUT was applied")
+        if pixels.dtype.kind in "iu" and _has_unused_mapping(meaning):
+            notes.append("values are stored numbers: a real world value mapping gives them their meaning and was not applied")
         shape = text(meaning, "PresentationLUTShape").upper()
         if (shape, photometric) in (("INVERSE", "MONOCHROME2"), ("IDENTITY", "MONOCHROME1")):
             notes.append(f"PresentationLUTShape {shape} contradicts {photometric}, which was followed")
@@ -203,3 +210,13 @@ def physical(stored: np.ndarray, photometric: str, meaning: Dataset, path: str, 
         notes=[note for note in notes if note],
         meaning=meaning,
     )
+
+
+def _has_unused_mapping(meaning: Dataset) -> bool:
+    """Whether stored values, which no rescale changes, are meant to be mapped (PS3.3 C.7.6.16.2.11): a parametric map's."""
+    if not all(is_empty(meaning, keyword) for keyword in ("ModalityLUTSequence", "RescaleSlope")):
+        return False
+    for item in (meaning.get("RealWorldValueMappingSequence") if has(meaning, "RealWorldValueMappingSequence") else None) or []:
+        if floats(item, "RealWorldValueSlope") != [1.0] or floats(item, "RealWorldValueIntercept") not in ([0.0], []):
+            return True
+    return False

@@ -10,6 +10,9 @@ import numpy as np
 
 from medfm.io.stack import Layout
 
+# Pixels; a drift along the other axis below this comes from rounded positions, and is not worth another interpolation.
+_ROUNDING = 0.05
+
 
 def unshear(volume: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Resample a sheared stack.
@@ -27,7 +30,7 @@ def unshear(volume: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]
     # (1, columns per slice, along i), (0, rows per slice, along j): a slice's drift in pixels.
     for axis, spacing, direction in ((2, layout.spacing[1], layout.axes[0]), (1, layout.spacing[0], layout.axes[1])):
         shifts = np.arange(len(volume)) * float(layout.shear @ direction) / spacing
-        if np.abs(shifts).max() < 0.5:
+        if np.abs(shifts).max() < _ROUNDING:
             continue
         # The new first pixel is the farthest that any slice reaches back.
         start = int(np.floor(shifts.min()))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # ImageType values of maps computed from CT: perfusion, and materials of spectral CT.
 _CT_MAPS = frozenset(
     {"PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "TTP", "TMAX", "PBV", "PERMEABILITY", "ELECTRON_DENSITY", "RHO_Z"}
-    | {"EFF_ATOMIC_NUM", "IODINE", "MATERIAL_SPECIFIC", "MAT_SPECIFIC"}
+    | {"EFF_ATOMIC_NUM", "EFF_Z", "Z_EFF", "ZEFF", "MAT_FRACTIONAL", "IODINE", "MATERIAL_SPECIFIC", "MAT_SPECIFIC"}
 )
 
 
@@ -205,7 +205,7 @@ def _table(item: Dataset, dataset: Dataset, signed: bool, path: str) -> tuple[np
 
 def units_of(dataset: Dataset, physical: np.ndarray, photometric: str, has_window: bool) -> tuple[IntensityUnits, str]:
     """(units, a note). Hounsfield units only for a CT that says so, or says nothing, and whose values can be."""
-    modality = str(dataset.get("Modality", ""))
+    modality = str(dataset.get("Modality", "")).strip().upper()
     if photometric == "RGB":
         return "display", ""
     if modality == "PT":

@@ -147,6 +147,28 @@ print(sum(d.result for d in run(partial(round, ndigits=0), [1.0, 2.0], EngineCon
     assert done.stdout.split() == ["ran", "3.0"], done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a fork server")
+def test_run__interrupted_while_workers_are_being_prepared_says_nothing_of_them(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(0.3)\n", encoding="utf-8"
+    )
+    script = """
+from functools import partial
+from medfm.data.engine import run
+from medfm.data.engine_config import EngineConfig
+try:
+    list(run(partial(round, ndigits=0), [1.0, 2.0], EngineConfig(workers=2), preload=["slow_to_import"]))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.split() == ["interrupted"], done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run__two_items_of_one_name() -> None:
     with pytest.raises(ValueError, match="distinct"):
         list(run(square, [1, 1], LOCAL))

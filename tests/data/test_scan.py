@@ -179,3 +179,23 @@ def test_scan__processes_give_what_this_process_gives(tmp_path: Path, film: Writ
     many = scan(tmp_path, None, "headers", EngineConfig(workers=2))
     assert rows(many.items) == rows(alone.items)
     assert many.rejected == alone.rejected
+
+
+def test_scan__links_to_one_file_are_copies_and_dangling_ones_are_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "x.png")
+    os.symlink(tmp_path / "a" / "x.png", tmp_path / "b" / "y.png")
+    os.link(tmp_path / "a" / "x.png", tmp_path / "b" / "z.png")
+    os.symlink("/nowhere/x.png", tmp_path / "b" / "lost.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "b" / "pipe.dcm")
+    found = scan(tmp_path, None, "headers")
+    assert [item.path for item in found.items] == ["a/x.png"]
+    assert dict(found.rejected) == {
+        "b/lost.png": "'b/lost.png' is a link that leads nowhere",
+        "b/y.png": "copy of 'a/x.png' (a link to the same file)",
+        "b/z.png": "copy of 'a/x.png' (a link to the same file)",
+    }

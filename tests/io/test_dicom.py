@@ -336,3 +336,29 @@ def test_load__hounsfield_by_any_name(write_dicom: Writer, kind: str | None) -> 
     maps = {**tags, "ImageType": ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"]}
     assert load_image(write_dicom(pixels, **maps)).intensity_units == "arbitrary"
     assert load_image(write_dicom(pixels, **{**tags, "RescaleType": "MGML"})).intensity_units == "arbitrary"
+
+
+def test_read_file__explicit_elements_under_an_implicit_syntax(write_dicom: Writer) -> None:
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    path = write_dicom(pixels)
+    data = path.read_bytes()
+    claim = b"1.2.840.10008.1.2.1\0"
+    assert data.count(claim) == 1
+    path.write_bytes(data.replace(claim, claim[:17] + bytes(3)))
+    np.testing.assert_array_equal(load_image(path).array[:, :, 0].T, pixels)
+
+
+def test_read_file__pixels_that_are_not_square(write_dicom: Writer) -> None:
+    image = load_image(write_dicom(np.zeros((2, 2), np.uint16), PixelAspectRatio=["2", "1"]))
+    assert not image.spaced
+    assert "PixelAspectRatio 2:1" in image.notes[0]
+    assert load_image(write_dicom(np.zeros((2, 2), np.uint16), PixelAspectRatio=["1", "1"])).notes == ()
+
+
+def test_read_file__frames_that_follow_nothing_stated(write_dicom: Writer) -> None:
+    tags = {"NumberOfFrames": 3, "Rows": 2, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2", "Modality": "OT"}
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    image = load_image(write_dicom(pixels, **tags))
+    assert image.last_axis == "time"
+    assert "does not say what its frames follow" in image.notes[0]
+    assert load_image(write_dicom(pixels, **tags, FrameTime="40", FrameIncrementPointer=0x00181063)).notes == ()

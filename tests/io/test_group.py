@@ -192,3 +192,62 @@ def test_find_series__real_files(data_dir: Path) -> None:
         assert bool(series.problem) == bool(problem)
     mosaics = find_series([data_dir / "dicom" / "dcm_qa_ts" / "In" / "1.dcm"])
     assert [(s.kind, s.header.shape) for s in mosaics] == [("mosaic", (64, 64, 35))]
+
+
+def test_find_series__keys_do_not_move_when_films_arrive(write_dicom: Writer) -> None:
+    place = {"SeriesInstanceUID": "1.2.9"}
+    for number in (5, 7):
+        write_dicom(ramp(1, number)[0], name=f"f/{number}.dcm", SOPInstanceUID=f"1.2.9.{number}", **place)
+    folder = write_dicom(ramp(1, 6)[0], name="g/6.dcm", SOPInstanceUID="1.2.9.6", **place).parent.parent / "f"
+    before = {s.header.image_id: s.key for s in find_series(files_of(folder))}
+    for number in (3, 6):
+        write_dicom(ramp(1, number)[0], name=f"f/{number}.dcm", SOPInstanceUID=f"1.2.9.{number}", **place)
+    after = {s.header.image_id: s.key for s in find_series(files_of(folder))}
+    assert len(set(after.values())) == 4
+    assert before.items() <= after.items()
+    assert after["1.2.9.6"] == find_series(files_of(folder.parent / "g"))[0].key
+
+
+def test_find_series__keys_of_echoes_do_not_move(write_series: Writer) -> None:
+    # Echoes beside each other, told apart within each place by the instance number.
+    def keys(echoes: tuple[int, ...]) -> dict[int, str]:
+        change, places = {}, []
+        for number, echo in enumerate(echoes * 4):
+            place, time = divmod(number, 2 * len(echoes))
+            places.append([0.0, 0.0, float(place)])
+            change[number] = {
+                "EchoTime": echo,
+                "AcquisitionTime": f"10000{time}",
+                "SOPInstanceUID": f"1.2.{100 - echo}.{number}",
+            }
+        folder = write_series(ramp(len(places)), places, folder=str(echoes), change=change)
+        return {int(dict(s.slices[0].order)["EchoTime"]): s.key for s in find_series(files_of(folder))}
+
+    two, three = keys((10, 20)), keys((10, 20, 30))
+    assert len(set(three.values())) == 3
+    assert two.items() <= three.items()
+
+
+def test_find_series__orientation_within_half_a_pixel(write_series: Writer) -> None:
+    turned = [0.999976, 0.006981, 0, -0.006981, 0.999976, 0]  # 0.4 degrees: 3.6 pixels of 512
+    for size, count in ((512, 2), (16, 1)):
+        pixels = np.broadcast_to(np.arange(4, dtype=np.uint16)[:, None, None] * 10, (4, size, size)).copy()
+        folder = write_series(pixels, line(0, 1, 2, 3), folder=str(size), change={3: {"ImageOrientationPatient": turned}})
+        assert len(find_series(files_of(folder))) == count
+
+
+def test_find_series__lost_part_of_a_concatenation(write_enhanced: Writer) -> None:
+    def part(number: int) -> Path:
+        frames = [
+            {"PlanePositionSequence": {"ImagePositionPatient": [0.0, 0.0, 3.0 * (2 * number + n)]}, "FrameContentSequence": {}}
+            for n in range(2)
+        ]
+        extra = {"ConcatenationUID": "1.2.7", "InConcatenationNumber": number + 1, "InConcatenationTotalNumber": 3}
+        return write_enhanced(ramp(2, 10 * number), frames, name=f"c/{number}.dcm", **extra)
+
+    part(0)
+    folder = part(2).parent
+    with pytest.raises(DataError, match="2 of the 3 files of a concatenation"):
+        load_image(folder)
+    part(1)
+    assert load_image(folder).shape == (3, 2, 6)

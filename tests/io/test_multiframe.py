@@ -204,3 +204,11 @@ def test_nm_reconstruction__steps_along_the_normal(write_dicom: Writer, spacing:
     np.testing.assert_array_equal(image.array[0, 0], [0, 100, 200] if spacing > 0 else [200, 100, 0])
     assert image.affine[2, 2] == pytest.approx(3)
     assert image.affine[2, 3] == pytest.approx(10 if spacing > 0 else 4)
+
+
+@pytest.mark.parametrize(("slope", "noted"), [(0.001, True), (1.0, False)])
+def test_enhanced__an_unused_real_world_value_mapping_is_noted(write_enhanced: Writer, slope: float, noted: bool) -> None:
+    mapping = {"RealWorldValueMappingSequence": {"RealWorldValueSlope": slope, "RealWorldValueIntercept": 0.0}}
+    image = load_image(write_enhanced(ramp(2), at(0, 3), shared=mapping))
+    assert image.intensity_units == "arbitrary"
+    assert any("real world value mapping" in note for note in image.notes) == noted

@@ -197,3 +197,144 @@ def test_save__refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="32 bits"):
         save_nifti(np.array([[[2**40]]]), AFFINE, tmp_path / "a.nii")
     assert not list(tmp_path.iterdir())
+
+
+# Byte offsets of NIfTI-1 fields (nifti1.h), their struct code, and what contradicts the rest of a (2, 3, 4) int16 file.
+CONTRADICTIONS = {
+    "dim[0] is 0": (40, "<h", (0,), "0 dimensions"),
+    "dim[0] is 9": (40, "<h", (9,), "9 dimensions"),
+    "a dimension is negative": (44, "<h", (-3,), "shape"),
+    "sizes beyond dim[0]": (48, "<h", (5,), "sizes for more|truncated"),
+    "dim[0] too small": (40, "<h", (2,), "sizes for more"),
+    "a smaller volume than there is": (46, "<h", (3,), "bytes follow"),
+    "bitpix of another type": (72, "<h", (32,), "contradicts itself: voxels of type int16 with bitpix 32"),
+    "unknown data type": (70, "<h", (77,), "unknown data type"),
+    "vox_offset before the end of the header": (108, "<f", (340.0,), "vox_offset"),
+    "vox_offset is no number": (108, "<f", (float("nan"),), "vox_offset"),
+    "vox_offset is broken": (108, "<f", (352.5,), "vox_offset"),
+    "vox_offset too large": (108, "<f", (368.0,), "truncated"),
+    "pixdim is NaN": (80, "<f", (float("nan"),), "pixdim"),
+    "pixdim is infinite": (84, "<f", (float("inf"),), "pixdim"),
+    "pixdim is 0": (88, "<f", (0.0,), "pixdim"),
+    "pixdim is negative": (88, "<f", (-4.0,), "pixdim"),
+    "spacing other than the affine's": (88, "<f", (5.0,), "differ|contradicts"),
+    "slope is infinite": (112, "<f", (float("inf"),), "scl_slope"),
+    "intercept is NaN": (112, "<2f", (2.0, float("nan")), "scl_inter"),
+    "values beyond float32": (112, "<2f", (3e38, 0.0), "float32"),
+    "sform_code is unknown": (254, "<h", (77,), "sform_code 77"),
+    "an sform that differs from the qform of the same space": (284, "<f", (25.0,), "differ"),
+    "an sform that is no number": (284, "<f", (float("nan"),), "sform"),
+    "an affine in another galaxy": (292, "<f", (1e30,), "damaged|differ"),
+}
+
+
+@pytest.mark.parametrize(("offset", "code", "values", "words"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_load__contradictions_are_refused(
+    tmp_path: Path, offset: int, code: str, values: tuple[float, ...], words: str
+) -> None:
+    path = tmp_path / "a.nii"
+    save_nifti(ramp(2, 3, 4) + 1, AFFINE, path)
+    assert load_image(path).shape == (2, 3, 4)
+    with pytest.raises(DataError, match=words) as caught:
+        load_image(patched(path, offset, struct.pack(code, *values)))
+    assert str(path) in str(caught.value)
+
+
+def test_load__qform_alone_that_is_no_rotation(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(ramp(2, 3, 4), AFFINE)
+    image.set_sform(None, 0)
+    image.set_qform(AFFINE, 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match="qform"):
+        load_image(patched(tmp_path / "a.nii", 256, struct.pack("<3f", 0.9, 0.9, 0.9)))
+
+
+def test_load__forms_of_different_spaces_may_differ(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(ramp(2, 3, 4), AFFINE)
+    image.set_qform(AFFINE, 1)
+    standard = AFFINE.copy()
+    standard[:3, 3] += 50
+    image.set_sform(standard, 4)  # MNI
+    nibabel.save(image, tmp_path / "a.nii")
+    read = load_image(tmp_path / "a.nii")
+    np.testing.assert_allclose(read.affine, standard)
+    assert any("differ" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("slope", [0.0, float("nan")])
+def test_load__no_slope_means_as_stored(tmp_path: Path, slope: float) -> None:
+    save_nifti(ramp(2, 3, 4), AFFINE, tmp_path / "a.nii")
+    patched(tmp_path / "a.nii", 112, struct.pack("<2f", slope, 7.0))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.nii").array, ramp(2, 3, 4))
+
+
+def test_load__extensions_are_passed_over(tmp_path: Path) -> None:
+    for length in (5, 5000):
+        save_nifti(ramp(2, 3, 4), AFFINE, tmp_path / "a.nii.gz", extension=b"x" * length)
+        np.testing.assert_array_equal(load_image(tmp_path / "a.nii.gz").array, ramp(2, 3, 4))
+        assert peek(tmp_path / "a.nii.gz").shape == (2, 3, 4)
+        read = nibabel.load(tmp_path / "a.nii.gz")
+        assert read.header.extensions[0].get_content().rstrip(b"\x00") == b"x" * length  # type: ignore[attr-defined]
+
+
+def test_load__an_extension_that_overlaps_the_voxels(tmp_path: Path) -> None:
+    save_nifti(ramp(2, 3, 4), AFFINE, tmp_path / "a.nii", extension=b"names")
+    with pytest.raises(DataError, match="extension overlaps"):
+        load_image(patched(tmp_path / "a.nii", 352, struct.pack("<i", 4096)))
+
+
+def test_load__halves_and_forerunners_are_named(tmp_path: Path) -> None:
+    pair = nibabel.Nifti1Pair(ramp(2, 3, 4), AFFINE)
+    nibabel.save(pair, tmp_path / "a.img")
+    (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"\.hdr/\.img pair"):
+        load_image(tmp_path / "a.nii")
+    nibabel.save(nibabel.AnalyzeImage(ramp(2, 3, 4), np.eye(4)), tmp_path / "b.img")
+    (tmp_path / "b.hdr").rename(tmp_path / "b.nii")
+    with pytest.raises(DataError, match="Analyze"):
+        load_image(tmp_path / "b.nii")
+
+
+def test_load__vectors_are_named(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4, 1, 3), np.float32), AFFINE)
+    image.header.set_intent(1007)
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"vectors \(intent_code 1007\)"):
+        load_image(tmp_path / "a.nii")
+
+
+def test_load__more_voxels_than_claimed_in_a_gzip_file(tmp_path: Path) -> None:
+    save_nifti(ramp(20, 30, 40), AFFINE, tmp_path / "a.nii")
+    patched(tmp_path / "a.nii", 46, struct.pack("<h", 39))
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    with pytest.raises(DataError, match="1,200 bytes follow"):
+        load_image(tmp_path / "b.nii.gz")
+
+
+def test_peek__inflates_the_beginning_alone(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 30000, (40, 40, 40), dtype=np.int16)
+    save_nifti(noise, AFFINE, tmp_path / "a.nii.gz")
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(content[:2000])
+    assert peek(tmp_path / "a.nii.gz").shape == (40, 40, 40)
+
+
+def test_save__equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_nifti(ramp(9, 8, 7), AFFINE, tmp_path / name)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_save__without_orientation(tmp_path: Path) -> None:
+    save_nifti(ramp(2, 3, 4), AFFINE, tmp_path / "a.nii", oriented=False)
+    read = load_image(tmp_path / "a.nii")
+    assert not read.oriented
+    assert read.spacing == pytest.approx((2, 4, 3))
+
+
+def test_save__a_sheared_affine_goes_into_the_sform_alone(tmp_path: Path) -> None:
+    sheared = AFFINE.copy()
+    sheared[0, 2] = 1.0
+    save_nifti(ramp(2, 3, 4), sheared, tmp_path / "a.nii")
+    np.testing.assert_allclose(load_image(tmp_path / "a.nii").affine, sheared)
+    assert int(nibabel.load(tmp_path / "a.nii").header["qform_code"]) == 0  # type: ignore[attr-defined]

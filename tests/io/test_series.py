@@ -198,3 +198,18 @@ def test_read_series__other_files_do_not_disturb(write_series: Writer) -> None:
 def test_read_series__folder_without_dicom(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no DICOM"):
         load_image(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "zeros", "short"])
+def test_read_series__a_damaged_end_slice_without_suffix_is_no_missing_slice(write_series: Writer, damage: str) -> None:
+    folder = write_series(ramp(4), line(0, 1, 2, 3))
+    for number, path in enumerate(sorted(folder.iterdir(), key=lambda p: p.stem[-1])):
+        last = path.rename(folder / f"IM{number}")
+    assert load_image(folder).shape == (3, 2, 4)
+    data = last.read_bytes()
+    last.write_bytes({"empty": b"", "zeros": bytes(len(data)), "short": data[:100]}[damage])
+    (folder / "README").write_text("")
+    with pytest.raises(DataError, match=r"IM3.*1 of 4 files are not readable"):
+        load_image(folder)
+    last.write_bytes(data[132:])  # without its preamble
+    assert load_image(folder).shape == (3, 2, 4)

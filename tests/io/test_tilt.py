@@ -81,3 +81,17 @@ def test_tilt__irregular_drift_is_no_tilt(write_series: Writer) -> None:
 def test_tilt__uneven_spacing_stays_refused(data_dir: Path) -> None:
     with pytest.raises(DataError, match="slice spacing is not uniform"):
         load_image(data_dir / "dicom" / "dcm_qa_ct_ge" / "In" / "GE", tilt="resample")
+
+
+def test_tilt__a_small_drift_along_the_other_axis_is_not_lost(write_series: Writer) -> None:
+    # Values are linear in space, so that every voxel's value tells where it was.
+    steps = np.array([[0.15 * n, 1.5 * n, 3.0 * n] for n in range(4)])
+    i, j = np.arange(12.0), np.arange(10.0)
+    volume = np.stack([5000 + 100 * (x + i[None, :]) + 10 * (y + j[:, None]) for x, y, _ in steps]).astype(np.uint16)
+    image = load_image(write_series(volume, steps.tolist(), PixelSpacing=[1, 1]), tilt="resample")
+    x, y, z = (np.moveaxis(np.indices(image.shape), 0, -1) @ image.affine[:3, :3].T + image.affine[:3, 3]).T
+    x, y = -x.T, -y.T
+    n = np.rint(z.T / 3)
+    inside = (x - 0.15 * n > 0.01) & (x - 0.15 * n < 10.99) & (y - 1.5 * n > 0.01) & (y - 1.5 * n < 8.99)
+    assert inside.sum() > 0.7 * volume.size
+    np.testing.assert_allclose(image.array[inside], (5000 + 100 * x + 10 * y)[inside], atol=2)

@@ -165,7 +165,10 @@ def test_units__other_modalities(write_dicom: Writer) -> None:
     grey = np.array([[0, 200]], np.uint8)
     assert load_image(write_dicom(grey, Modality="US")).intensity_units == "display"
     assert load_image(write_dicom(grey, Modality="CR", WindowCenter=9, WindowWidth=4)).intensity_units == "arbitrary"
-    assert load_image(write_dicom(PIXELS, Modality="PT", Units="BQML")).intensity_units == "BQML"
+    assert load_image(write_dicom(PIXELS, Modality="PT", Units="BQML", RescaleSlope=2)).intensity_units == "BQML"
+    stored = load_image(write_dicom(PIXELS, Modality="PT", Units="BQML"))
+    assert stored.intensity_units == "arbitrary"
+    assert "without RescaleSlope" in stored.notes[0]
     assert load_image(write_dicom(PIXELS, Modality="MR")).intensity_units == "arbitrary"
 
 
@@ -206,3 +209,37 @@ def test_implausible_hounsfield__chest_ct_is_plausible() -> None:
     assert implausible_hounsfield(-3024, 1400) == ""
     assert "[0, 1]" in implausible_hounsfield(0, 1)
     assert "twice" in implausible_hounsfield(-2048, -900)
+
+
+def test_to_physical__an_empty_slope_beside_an_intercept(write_dicom: Writer) -> None:
+    with pytest.raises(DataError, match="RescaleSlope is empty"):
+        load_image(write_dicom(PIXELS, Modality="CT", RescaleSlope="", RescaleIntercept=-1024))
+    assert load_image(write_dicom(PIXELS, Modality="MR", RescaleSlope="", RescaleIntercept="")).array.max() == PIXELS.max()
+
+
+def test_physical__a_lut_beside_a_rescale_is_noted(write_dicom: Writer) -> None:
+    from pydicom.dataset import Dataset
+
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [4, 0, 16], "US", [10, 20, 30, 40]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    image = load_image(
+        write_dicom(np.array([[0, 3]], np.uint16), ModalityLUTSequence=[table], RescaleSlope=2, RescaleIntercept=5)
+    )
+    np.testing.assert_array_equal(image.array[:, 0, 0], [10, 40])
+    assert "a modality LUT and a rescale" in image.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "photometric", "noted"),
+    [
+        ("INVERSE", "MONOCHROME2", True),
+        ("IDENTITY", "MONOCHROME1", True),
+        ("INVERSE", "MONOCHROME1", False),
+        ("IDENTITY", "MONOCHROME2", False),
+    ],
+)
+def test_physical__presentation_shape(write_dicom: Writer, shape: str, photometric: str, noted: bool) -> None:
+    image = load_image(write_dicom(PIXELS, PhotometricInterpretation=photometric, PresentationLUTShape=shape))
+    assert image.photometric == photometric
+    assert bool(image.notes) == noted

@@ -127,3 +127,14 @@ def test_order_volumes__by_hand() -> None:
     assert (rank.tolist(), name) == ([1, 0, 1, 0], "TriggerTime")
     rank, name = order_volumes(places, [{"TriggerTime": t} for t in (8.0, 1.0, 1.0, 2.0)])
     assert name == ""
+
+
+def test_order_volumes__clock_over_midnight() -> None:
+    places = np.array([0, 0, 0, 1, 1, 1])
+    for day, name in ((0.0, ""), (86400.0, "AcquisitionTime")):
+        # 23:59:58, 23:59:59 and 00:00:01, of an unknown date and of the next day.
+        values = [{"AcquisitionTime": time} for time in (86398.0, 86399.0, day + 1.0)] * 2
+        rank, found = order_volumes(places, values)
+        assert found == name
+        if name:
+            assert rank.tolist() == [0, 1, 2, 0, 1, 2]

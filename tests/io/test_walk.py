@@ -102,3 +102,12 @@ def test_walk_header__leaves_the_unusual_to_pydicom(write_dicom: Writer, damage:
     except DataError as error:
         message = str(error)
     assert "SECRET" not in message
+
+
+def test_walk_header__transfer_syntax_that_is_no_uid(write_dicom: Writer) -> None:
+    path = write_dicom(np.zeros((2, 2), np.uint16))
+    data = path.read_bytes()
+    assert data.count(b"\x02\x00\x10\x00UI") == 1
+    path.write_bytes(data.replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00LO"))
+    with pytest.raises(Unusual):
+        walk(path)

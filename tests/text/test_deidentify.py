@@ -119,3 +119,38 @@ def test_scrub__credits_lose_titled_names(data_dir: Path) -> None:
     left = [c for c in credits if "[NAME]" not in scrub(c)[0]]
     # A replacement character or a question mark where a letter was lost stands before the name.
     assert len(left) <= 0.05 * len(credits)
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "expected"),
+    [
+        ("T1_ZEBROWSKI_QUENTINA", "Zebrowski^Quentina", "T1_[NAME]"),
+        ("ZebrowskiQuentina, zebrowski1", "Zebrowski^Quentina", "[NAME], [NAME]1"),
+        ("Müller was told", "MUELLER^JOERG", "[NAME] was told"),
+        ("Mueller, MULLER", "Müller^Jörg", "[NAME], [NAME]"),
+        ("Seen by Lefèvre", "LEFEVRE^ANNE", "Seen by [NAME]"),
+        ("山田太郎の胸部", "Yamada^Tarou=山田^太郎", "[NAME]の胸部"),
+        ("DOE_JANE came", "DOE_JANE", "[NAME] came"),
+        ("MRN0007654321 and id7654321_x", "7654321", "MRN[ID] and id[ID]_x"),
+        ("number 7654321 here", "MRN7654321", "number [ID] here"),
+    ],
+)
+def test_scrub__known_in_other_spellings(text: str, known: str, expected: str) -> None:
+    assert scrub(text, [known])[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("Dose 120 kVp, 120 mAs; the 120 mm scan, 3.120 and 1200", "120"),  # a StudyID
+        ("The wall of the large bowel, lungs clear", "Wall^Ann"),
+        ("大王路 shows 王", "Wang^Li=王^丽"),  # one sign of a name is in many words
+    ],
+)
+def test_scrub__known_spares_measurements_and_words(text: str, known: str) -> None:
+    assert scrub(text, [known]) == (text, {})
+
+
+@pytest.mark.parametrize("text", ["Mobile 3.5 cm mass.", "cell: 4.5-6.0 µm", "Cell 5-10 per field", "exam no 3 cm mass"])
+def test_scrub__measurements_behind_words_of_phones_and_numbers_stay(text: str) -> None:
+    assert scrub(text) == (text, {})

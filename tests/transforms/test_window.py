@@ -58,6 +58,20 @@ def test_apply_window__equals_pydicom(center: float, width: float, function: str
     np.testing.assert_allclose(apply_window(stored, window), expected, atol=2e-4 if width < 10 else 1e-5)
 
 
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+@pytest.mark.parametrize(
+    "window", [Window(30, 400, "SIGMOID"), Window(function="LUT", lut=np.arange(300, dtype=np.float32), first=-20, lut_max=299)]
+)
+def test_apply_window__large_films_by_table_equal_small_ones(window: Window, dtype: type, order: str) -> None:
+    film = np.random.default_rng(0).integers(0 if dtype == np.uint16 else -500, 1000, (1100, 700)).astype(dtype)
+    film = film[::2] if order == "strided" else np.asarray(film, order=order)  # type: ignore[call-overload]
+    found = apply_window(film, window)
+    np.testing.assert_array_equal(found[:40], apply_window(film[:40].copy(), window))
+    assert found.shape == film.shape
+    assert found.flags.f_contiguous == (order == "F")
+
+
 @pytest.mark.parametrize(
     "window",
     [Window(0, 0.5), Window(0, 0, "SIGMOID"), Window(0, -1, "LINEAR_EXACT"), Window(0, 9, "CUBIC"), Window(function="LUT")],

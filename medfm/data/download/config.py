@@ -85,6 +85,10 @@ class _DownloadConfig(Config):
                     "a search without study, series, patient, modality, from or to may fetch a whole archive: give one, "
                     "or everything=true"
                 )
+            for key in ("patient", "study", "series"):
+                secret = getattr(self, key)
+                if secret is not None and not secret.get_secret_value().strip("*? "):
+                    raise ValueError(f"{key} holds wildcards alone, which may fetch a whole archive: everything=true says so")
             if self.everything and any(getattr(self, k) for k in _FILTERS if k != "everything"):
                 raise ValueError("everything=true goes with no other filter")
         if self.since and self.to and self.since > self.to:  # type: ignore[attr-defined]

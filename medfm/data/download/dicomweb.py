@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medfm.data.download.dicomweb_session import login_for, new_client, parse_source, patiently, silence
-from medfm.data.download.http import DEFAULT, Policy
+from medfm.data.download.http import DEFAULT, Policy, make_root
 from medfm.errors import ConfigError, DataError
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -102,7 +102,7 @@ def retrieve(
     """
     url = parse_source(source)
     login = login_for(url, token_file)
-    root.mkdir(parents=True, exist_ok=True)
+    make_root(root)
     for left in root.glob("*/*/.tmp-*.dcm"):  # by a run that was killed; another may be at work
         if time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)

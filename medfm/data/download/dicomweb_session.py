@@ -39,7 +39,10 @@ def parse_source(source: str) -> str:
     Raises:
         ConfigError: another scheme, no host, or a login within the address.
     """
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # half an IPv6 address
+        raise ConfigError("source: the host is no name or address: dicomweb://host:port/path") from None
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is None or not parts.hostname:
         raise ConfigError("source must be dicomweb://host:port/path (http) or dicomwebs://host/path (https)")

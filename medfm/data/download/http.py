@@ -142,6 +142,16 @@ def fetch(
     return Fetched(target, size, checked)
 
 
+def make_root(root: Path) -> None:
+    """The folder to fill. Raises DataError where it cannot be made or written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"root={root}: the folder cannot be made: {error.strerror or type(error).__name__}") from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise DataError(f"root={root}: the folder cannot be written: Permission denied")
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 

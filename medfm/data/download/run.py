@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medfm.data.card_download import Download, DownloadFile
-from medfm.data.download.http import Policy, Remote, ask_size, digest, fetch, new_session
+from medfm.data.download.http import Policy, Remote, ask_size, digest, fetch, make_root, new_session
 from medfm.data.download.unpack import Unpacked, unpack
 from medfm.errors import ConfigError, DataError, MedfmError
 from medfm.registry import suggest
@@ -73,7 +73,7 @@ def run_download(config: Any, progress: bool = False) -> DownloadReport:
         from rich.console import Console
 
         Console(stderr=True).print(f"{card.title}. Licence: {card.licence}. {card.where}", markup=False)
-    config.root.mkdir(parents=True, exist_ok=True)
+    make_root(config.root)
     with _alone(config.root), _bars(progress) as start:
         _fetch_all(files, config, report, start)
     folder = config.root / download.folder if download.folder else config.root

@@ -35,7 +35,9 @@ _BROKEN = (
     gzip.BadGzipFile,
     lzma.LZMAError,
     NotImplementedError,  # a zip method that Python lacks
+    UnicodeDecodeError,  # a name that is not the UTF-8 it says
 )
+_DEEPEST = 64
 _TEMPORARY = ".medfm-unpack-"
 
 
@@ -107,6 +109,8 @@ class _Writer:
         if "__MACOSX" in parts or (parts and parts[-1].startswith("._")):
             self.skipped += 1
             return None
+        if len(parts) > _DEEPEST:
+            raise DataError(f"archive '{self.archive}' has a member more than {_DEEPEST} folders deep; refused")
         bad = name.startswith("/") or "\\" in name or ".." in parts or ":" in name.split("/")[0]
         if bad or not parts or any(ord(c) < 32 for c in name):
             raise DataError(

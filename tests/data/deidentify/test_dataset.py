@@ -251,3 +251,42 @@ def test_real_mosaics_load_equal_with_safe_private(data_dir: Path, run: Any, tmp
     np.testing.assert_array_equal(before.array, after.array)
     np.testing.assert_allclose(before.affine, after.affine, atol=1e-5)
     assert run(source, tmp_path / "bare").mosaics == 1
+
+
+def test_clean__instance_uids_hung_on_a_class_are_coded() -> None:
+    made = cleaned(SOPInstanceUID="1.2.840.10008.5.1.4.1.1.2.20190304.7", StudyInstanceUID="1.2.840.10008.19500101")
+    assert made.SOPInstanceUID.startswith("2.25.")
+    assert made.StudyInstanceUID.startswith("2.25.")
+
+
+@pytest.mark.parametrize(
+    ("charset", "name", "text"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", "コイル山田太郎"),
+        ("ISO_IR 144", "Иванова^Мария", "Coil Иванова"),
+        ("GB18030", "Wang^XiaoDong=王^小东", "王小东"),
+        ("ISO_IR 100", "Müllerström^Jörg", "Muellerstroem"),
+        ("ISO_IR 192", "Zebrowski^Quentina", "T1_ZEBROWSKI"),
+        ("ISO_IR 192", "Zebrowski^Quentina", "QuentinaZebrowski"),
+    ],
+)
+def test_clean__names_in_kept_text_of_any_character_set(tmp_path: Path, charset: Any, name: str, text: str) -> None:
+    import pydicom
+
+    made = make(SpecificCharacterSet=charset, PatientName=name, ReceiveCoilName=text, StageName="Cine 2")
+    made.save_as(tmp_path / "x.dcm", implicit_vr=False, little_endian=True)
+    read = pydicom.dcmread(tmp_path / "x.dcm", force=True)
+    read.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    Cleaner(read, Rules(), CODES, "x").clean(read)
+    assert "ReceiveCoilName" not in read
+    assert read.StageName == "Cine 2"
+
+
+def test_clean__names_and_numbers_in_terms() -> None:
+    made = cleaned(
+        PatientName="Chest^Jane", PatientID="7654321", BodyPartExamined="CHEST", ScanOptions="ID7654321", SeriesNumber=7654321
+    )
+    assert made.BodyPartExamined == "CHEST"
+    assert "ScanOptions" not in made
+    assert "SeriesNumber" not in made
+    assert "BodyPartExamined" not in cleaned(BodyPartExamined="JANE DOE")

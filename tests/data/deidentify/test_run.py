@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medfm.errors import ConfigError
+from medfm.errors import ConfigError, DataError
 
 
 def write(path: Path, **tags: Any) -> Path:
@@ -261,3 +261,76 @@ def test_left_out__lists_input_paths_in_the_private_folder_only(hospital: Path, 
     assert report.skipped == {"no image that medfm de-identifies (.docx)": 1}
     assert "befundbrief.docx" in (tmp_path / "out.private" / "left_out.csv").read_text()
     assert "befundbrief" not in (tmp_path / "out" / "deidentify.html").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_run__pipes_do_not_hang_it(hospital: Path, tmp_path: Path, run: Any) -> None:
+    os.mkfifo(hospital / "Doe_Jane" / "pipe.dcm")
+    report = run(hospital, tmp_path / "out")
+    assert report.done == 4
+    assert report.skipped == {"no file to read, but a pipe, socket or device": 1}
+
+
+def test_run__empty_folder_is_refused(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_run__folders_that_cannot_be_listed_are_named(
+    hospital: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).endswith("Roe"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    report = run(hospital, tmp_path / "out")
+    assert report.files == 3
+    assert any("could not be listed" in note for note in report.notes)
+
+
+def test_run__ids_that_differ_in_spelling_are_reported(hospital: Path, tmp_path: Path, run: Any) -> None:
+    write(hospital / "x.dcm", PatientID="Ab 077")
+    write(hospital / "y.dcm", PatientID="AB077")
+    report = run(hospital, tmp_path / "out")
+    assert report.alike == 2
+    assert any("case, spaces" in note for note in report.notes)
+    assert run(hospital.parent / "in", tmp_path / "again", secret=tmp_path / "out.private" / "secret").patients == 4
+
+
+def test_run__images_without_patient_get_its_code(tmp_path: Path, run: Any) -> None:
+    import pydicom
+
+    for n in (1, 2):
+        write(tmp_path / "in" / f"{n}.dcm", PatientID="", PatientName="", InstanceNumber=n)
+    run(tmp_path / "in", tmp_path / "out")
+    found = [pydicom.dcmread(p) for p in (tmp_path / "out").rglob("*.dcm")]
+    assert len(found) == 2
+    assert {str(d.PatientID) for d in found} == {p.name for p in (tmp_path / "out").glob("P*")}
+
+
+def test_run__half_files_of_a_killed_run_go(hospital: Path, tmp_path: Path, run: Any) -> None:
+    run(hospital, tmp_path / "out")
+    left = next((tmp_path / "out").glob("P*")) / ".tmp-1-abc-x.dcm"
+    left.write_bytes(b"half")
+    run(hospital, tmp_path / "out")
+    assert not left.exists()
+
+
+def test_run__columns_of_illness_are_no_names_and_german_ones_of_staff_are(hospital: Path, tmp_path: Path, run: Any) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "patient_id,clinical_history,patient_history,procedure_name,Befunder,zuweiser,report\n"
+        '77,Pneumonia cough,dyspnea,CT Thorax contrast,Kowalski Jan,Dr. Lindqvist,"Pneumonia, cough, dyspnea on CT Thorax '
+        'contrast. Kowalski told Lindqvist."\n',
+        encoding="utf-8",
+    )
+    run(hospital, tmp_path / "out", reports=table)
+    with open(tmp_path / "out" / "reports.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["report"] == "Pneumonia, cough, dyspnea on CT Thorax contrast. [NAME] told [NAME]."

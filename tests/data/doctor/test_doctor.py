@@ -405,3 +405,32 @@ def test_doctor__nifti_headers_and_values(tmp_path: Path) -> None:
     assert "orientation" in codes(found["two.nii"])
     assert "orientation" in codes(found["none.nii"])
     assert (found["cut.nii"].verdict, found["cut.nii"].reasons[0].code) == ("rejected", "damaged")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_doctor__a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a folder nor a file"):
+        doctor(tmp_path / "pipe", tmp_path / "out")
+
+
+def test_doctor__many_dangling_links_are_counted(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    for n in range(11):
+        os.symlink("/nowhere", tmp_path / f"lost{n:02}.dcm")
+    report = doctor(tmp_path, tmp_path / "out")
+    assert report.counts["accepted"] == 1
+    assert report.notes[0] == "left out: 'lost00.dcm' is a link that leads nowhere"
+    assert report.notes[-1].startswith("left out: 3 more")
+
+
+def test_report__ties_are_ordered_by_name(tmp_path: Path) -> None:
+    judged = [Judged("a", "accepted", "image", phi=("StudyDate", "PatientID", "AccessionNumber", "StudyID"))]
+    assert list(DoctorReport(tmp_path, tmp_path, 1, judged).identifying) == [
+        "AccessionNumber",
+        "PatientID",
+        "StudyDate",
+        "StudyID",
+    ]

@@ -406,7 +406,10 @@ def test_parse_source(source: str, url: str) -> None:
     assert parse_source(source) == url
 
 
-@pytest.mark.parametrize("source", ["http://host", "dicomweb:///x", "dicomweb://me:SECRET@host/x", "dicomweb://h/x?q=SECRET"])
+@pytest.mark.parametrize(
+    "source",
+    ["http://host", "dicomweb:///x", "dicomweb://me:SECRET@host/x", "dicomweb://h/x?q=SECRET", "dicomweb://[::1/SECRET"],
+)
 def test_parse_source__refused_without_echo(source: str) -> None:
     with pytest.raises(ConfigError, match="source must") as error:
         parse_source(source)

@@ -248,6 +248,7 @@ def test_run_download__bars_do_not_fail(tmp_path: Path, server: Any, make_card: 
         ({"source": "dicomweb://a", "patient": 1e5}, "not as it was written: put quotes within quotes"),
         ({"source": "dicomweb://a", "patient": True}, "not as it was written: put quotes within quotes"),
         ({"source": "dicomweb://a", "from": "2020-02-01", "to": "2020-01-01"}, "from must not be later than to"),
+        ({"source": "dicomweb://a", "patient": "*"}, "wildcards alone"),
     ],
 )
 def test_config__what_does_not_go_together(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -271,6 +272,7 @@ def test_config__query_values_stay_out_of_sight(tmp_path: Path) -> None:
         ({"url": "ftp://example.org/f.zip"}, "not an https address"),
         ({"url": "https://me:pw@example.org/f.zip"}, "must hold no login"),
         ({"url": "https://example.org/"}, "ends in no file name"),
+        ({"url": "https://example.org/a/%2e%2e"}, "ends in no file name"),
         ({"url": "https://example.org/f.zip", "path": "../f.zip"}, "not a path below"),
         ({"url": "https://example.org/f.zip", "into": "/etc"}, "not a path below"),
         ({"url": "https://example.org/f.zip", "md5": "zz"}, "pattern"),
@@ -305,3 +307,12 @@ def test_config__imports_nothing_heavy() -> None:
     heavy = "('torch', 'pandas', 'requests', 'pydicom')"
     code = f"import sys, medfm.data.download.config; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "options", [{"card": "msd:hippocampus", "accept_unverified": True}, {"source": "dicomweb://a", "study": "1.2"}]
+)
+def test_run_download__root_that_is_a_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="folder cannot be made"):
+        run_download(DownloadConfig(root=tmp_path / "file", **options))

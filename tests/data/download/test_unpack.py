@@ -162,3 +162,13 @@ def test_unpack__disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(DataError, match=r"GB free, 'a\.zip' unpacks to"):
         unpack(make_zip(tmp_path / "a.zip", FILES), tmp_path / "out", "zip")
+
+
+def test_unpack__names_too_deep_or_not_utf8(tmp_path: Path) -> None:
+    deep = make_zip(tmp_path / "deep.zip", {"a/" * 3000 + "b": b"1"})
+    with pytest.raises(DataError, match="folders deep; refused"):
+        unpack(deep, tmp_path / "out", "zip")
+    named = make_zip(tmp_path / "named.zip", {"\u00fcXX": b"1"})
+    named.write_bytes(named.read_bytes().replace("\u00fcXX".encode(), b"\xff\xfeXX"))
+    with pytest.raises(DataError, match="broken or of an unknown kind"):
+        unpack(named, tmp_path / "out", "zip")
