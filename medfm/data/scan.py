@@ -268,10 +268,10 @@ class _Work:
         # The larger one first: of a series and a part of it, the part is the copy.
         for row in sorted(self.rows, key=lambda r: (-r.files, r.path)):
             keys = [(row.header.patient_id, row.uids[i : i + 16]) for i in range(0, len(row.uids), 16)]
-            if not keys and row.files == 1 and (place := self._place(row.first)) is not None:
-                if places.setdefault(place, row.path) != row.path and row.path == row.first:
-                    self.rejected.append((row.path, f"copy of '{places[place]}' (a link to the same file)"))
-                    continue
+            place = self._place(row.first) if not keys and row.path == row.first else None
+            if place is not None and places.setdefault(place, row.path) != row.path:
+                self.rejected.append((row.path, f"copy of '{places[place]}' (a link to the same file)"))
+                continue
             before = [first[key] for key in keys if key in first]
             if not before:
                 first.update(dict.fromkeys(keys, row.path))

@@ -42,7 +42,7 @@ def parse_source(source: str) -> str:
     try:
         parts = urlsplit(source)
     except ValueError:  # half an IPv6 address
-        raise ConfigError("source: the host is no name or address: dicomweb://host:port/path") from None
+        raise ConfigError("source must name a host: dicomweb://host:port/path") from None
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is None or not parts.hostname:
         raise ConfigError("source must be dicomweb://host:port/path (http) or dicomwebs://host/path (https)")
