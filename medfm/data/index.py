@@ -76,7 +76,9 @@ def _from_card(config: IndexConfig, progress: bool) -> IndexReport:
 
     card = load_card(config.card or "")
     root = Path(config.root or config.images or ".")
-    found = scan(root, layouts.find(root, card.layout), config.check_files, config, _journal(config), progress)
+    found = scan(
+        root, layouts.find(root, card.layout), config.check_files, config, _journal(config), progress, tilt=config.tilt
+    )
     applied = layouts.apply(root, [i.path for i in found.items], card.layout)
     found.rejected += applied.rejected
     items = [i for i in found.items if i.path in applied.variables]
@@ -136,7 +138,7 @@ def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
         raise ConfigError("check_files=none needs a card: without one, patients and series are read from the headers")
     # Below the folder as it is spelled by `root`, so that paths are relative to it.
     start = root / images.resolve().relative_to(root.resolve())
-    found = scan(root, None, config.check_files, config, _journal(config), progress, start)
+    found = scan(root, None, config.check_files, config, _journal(config), progress, start, config.tilt)
     if not found.items:
         detail = "; ".join(f"{n:,} {reason}" for reason, (n, _) in list(group_reasons(found.rejected).items())[:5])
         raise DataError(f"no usable image below '{images}'" + (f": {detail}" if detail else ""))

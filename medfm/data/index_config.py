@@ -64,6 +64,9 @@ class IndexConfig(EngineConfig):
     check_files: Literal["headers", "decode", "none"] = Field(
         default="headers", description="read every header; decode every image; or trust names (cards only)"
     )
+    tilt: Literal["refuse", "resample"] = Field(
+        default="refuse", description="gantry tilt: reject the series, or keep it for preprocess.tilt=resample"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> IndexConfig:

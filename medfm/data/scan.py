@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medfm.data.engine_config import EngineConfig
-from medfm.data.scan_work import decode_images, read_batch, read_ids, try_file, without_ids
+from medfm.data.scan_work import Tilt, decode_images, read_batch, read_ids, try_file, without_ids
 from medfm.data.survey import header_from_json, relative_message, relative_path, spanning
 from medfm.data.walk import Batch, Chunk, batch_key, batches, listed, walk
 
@@ -75,6 +75,7 @@ def scan(
     journal: Path | None = None,
     progress: bool = False,
     start: Path | None = None,
+    tilt: Tilt = "refuse",
 ) -> Scan:
     """Items below `root`: of `files`, or of every image found below `start`.
 
@@ -85,6 +86,7 @@ def scan(
     Args:
         level: "headers" reads them, "decode" also decodes every image, "none" reads nothing and groups nothing.
         config: where to work; None works in this process.
+        tilt: "resample" keeps series of a tilted gantry, for a contract that resamples them.
         journal: where an interrupted scan goes on. It holds no patient or study ids: those are read again.
 
     Raises:
@@ -103,7 +105,7 @@ def scan(
     total = sum(len(chunk.names) for chunk in chunks)
     if config.engine == "local" and config.workers is None and total <= _FEW and level == "headers":
         config = EngineConfig(workers=0)
-    work = _Work(root, config, journal, progress)
+    work = _Work(root, config, journal, progress, tilt)
     work.rejected += [(relative_path(folder, root), relative_message(reason, root)) for folder, reason in closed]
     work.read(list(batches(chunks)))
     work.identify()
@@ -135,20 +137,20 @@ _Parts = list[tuple[Chunk, dict[str, Any], bool]]
 """(chunk, what was read of it, from the journal) of a folder that was read in parts."""
 
 
-def _fingerprint() -> str:
+def _fingerprint(tilt: Tilt) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"scan of medfm {version('medfm')}"
+        return f"scan of medfm {version('medfm')}, tilt {tilt}"
     except PackageNotFoundError:  # run from a checkout that was not installed
-        return "scan"
+        return f"scan, tilt {tilt}"
 
 
 class _Work:
     """Rows and rejections as they come from the workers."""
 
-    def __init__(self, root: Path, config: EngineConfig, journal: Path | None, progress: bool) -> None:
-        self.root, self.config, self.journal, self.progress = root, config, journal, progress
+    def __init__(self, root: Path, config: EngineConfig, journal: Path | None, progress: bool, tilt: Tilt) -> None:
+        self.root, self.config, self.journal, self.progress, self.tilt = root, config, journal, progress, tilt
         self.rows: list[_Row] = []
         self.rejected: list[tuple[str, str]] = []
         self.files = self.again = 0
@@ -195,8 +197,8 @@ class _Work:
                     yield rest, last.result[0], last.again
 
     def _read(self, work: Sequence[Batch]) -> Iterable[Done[Batch]]:
-        function = partial(read_batch, root=str(self.root))
-        options = {"key": batch_key, "journal": self.journal, "fingerprint": _fingerprint(), "kept": without_ids}
+        function = partial(read_batch, root=str(self.root), tilt=self.tilt)
+        options = {"key": batch_key, "journal": self.journal, "fingerprint": _fingerprint(self.tilt), "kept": without_ids}
         return self._run(function, work, "reading headers", **options) if work else ()
 
     def _without_killers(self, chunk: Chunk) -> Chunk | None:
@@ -300,14 +302,14 @@ class _Work:
         alone: list[tuple[str, ...]] = []
         for again in (False, True):
             for done in self._run(
-                partial(decode_images, root=str(self.root)),
+                partial(decode_images, root=str(self.root), tilt=self.tilt),
                 alone if again else groups,
                 "decoding images",
                 key=lambda group: hashlib.sha256(
                     "\n".join(f"{p}\t{of[p]}" for p in group).encode("utf-8", "replace")
                 ).hexdigest(),
                 journal=self.journal,
-                fingerprint=_fingerprint(),
+                fingerprint=_fingerprint(self.tilt),
             ):
                 if not done.failure:
                     reasons |= done.result

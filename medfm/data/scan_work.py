@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medfm.data.survey import NOT_IMAGES, Entry, header_as_json, name_parts, relative_message, relative_path, survey
 from medfm.data.walk import Batch, Chunk
 from medfm.errors import MedfmError
 
+Tilt = Literal["refuse", "resample"]
 
-def read_batch(batch: Batch, root: str) -> list[dict[str, Any]]:
+
+def read_batch(batch: Batch, root: str, tilt: Tilt = "refuse") -> list[dict[str, Any]]:
     """Rows and rejections of each chunk. Every dict has "rows", "rejected" ([path, reason, part]), "files", "names" (part ->
     places in the chunk's names, where the chunk is not whole).
     """
-    return [_read_chunk(chunk, Path(root)) for chunk in batch]
+    return [_read_chunk(chunk, Path(root), tilt) for chunk in batch]
 
 
-def _read_chunk(chunk: Chunk, root: Path) -> dict[str, Any]:
+def _read_chunk(chunk: Chunk, root: Path, tilt: Tilt) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     rejected: list[list[str]] = []
     entries = survey(chunk)
     for entry in entries:
         path, part = relative_path(entry.path, root), "" if chunk.whole else entry.part
-        reason = _refusal(entry)
+        reason = _refusal(entry, tilt)
         if reason or entry.header is None:
             rejected.append([path, relative_message(reason, root), part])
             continue
@@ -43,9 +45,10 @@ def _read_chunk(chunk: Chunk, root: Path) -> dict[str, Any]:
     return {"rows": rows, "rejected": rejected, "files": files, "names": names}
 
 
-def _refusal(entry: Entry) -> str:
+def _refusal(entry: Entry, tilt: Tilt) -> str:
     """Why an entry is no usable image, or ''."""
-    if entry.problem:
+    # A fault beside the tilt ends in "; gantry tilt as well": only the tilt alone can be mended.
+    if entry.problem and not (tilt == "resample" and entry.problem.startswith("gantry tilt:")):
         return entry.problem
     nothing = entry.kind in NOT_IMAGES or entry.header is None or entry.header.shape is None
     return "holds no image" if nothing else ""
@@ -70,16 +73,16 @@ def try_file(path: str) -> str:
     return ""
 
 
-def decode_images(paths: Sequence[str], root: str) -> dict[str, str]:
+def decode_images(paths: Sequence[str], root: str, tilt: Tilt = "refuse") -> dict[str, str]:
     """Relative reference -> '' or why it cannot be decoded."""
-    return {path: _decode(Path(root), path) for path in paths}
+    return {path: _decode(Path(root), path, tilt) for path in paths}
 
 
-def _decode(root: Path, path: str) -> str:
+def _decode(root: Path, path: str, tilt: Tilt) -> str:
     from medfm.io.load import load_image
 
     try:
-        load_image(root / path)
+        load_image(root / path, tilt=tilt)
     except MedfmError as error:
         return relative_message(error, root)
     except OSError as error:

@@ -111,7 +111,7 @@ def test_scan__goes_on_where_it_stopped_and_the_journal_names_nobody(
     plain = scan(root, None, "headers")
     read = scan_work.read_batch
 
-    def stop(batch: tuple[Chunk, ...], root: str) -> Any:
+    def stop(batch: tuple[Chunk, ...], root: str, tilt: str) -> Any:
         if batch[0].folder.endswith("/3"):
             raise KeyboardInterrupt
         return read(batch, root)
@@ -126,7 +126,7 @@ def test_scan__goes_on_where_it_stopped_and_the_journal_names_nobody(
         assert secret not in text
     seen = []
 
-    def watch(batch: tuple[Chunk, ...], root: str) -> Any:
+    def watch(batch: tuple[Chunk, ...], root: str, tilt: str) -> Any:
         seen.append(Path(batch[0].folder).name)
         return read(batch, root)
 
@@ -199,3 +199,19 @@ def test_scan__links_to_one_file_are_copies_and_dangling_ones_are_named(tmp_path
         "b/y.png": "copy of 'a/x.png' (a link to the same file)",
         "b/z.png": "copy of 'a/x.png' (a link to the same file)",
     }
+
+
+@pytest.mark.parametrize("level", ["headers", "decode"])
+def test_scan__a_tilted_gantry_is_kept_on_request(film: Write, tmp_path: Path, level: str) -> None:
+    for number, path in enumerate(stack(film, tmp_path / "tilted", "1.2.3")):
+        import pydicom
+
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [0, 1.0 * number, 2.5 * number]
+        dataset.save_as(path)
+    refused = scan(tmp_path, None, level)
+    assert not refused.items
+    assert "gantry tilt" in refused.rejected[0][1]
+    kept = scan(tmp_path, None, level, tilt="resample")
+    assert [(item.path, item.files) for item in kept.items] == [("tilted", 4)]
+    assert not kept.rejected
