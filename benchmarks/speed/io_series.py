@@ -63,6 +63,7 @@ def readers(folder: Path) -> dict[str, Callable[[], Any]]:
     from dicom2nifti.convert_dicom import dicom_series_to_nifti
     from monai.transforms import LoadImage
 
+    from medfm.io.folder import forget
     from medfm.io.load import load_image
 
     load = LoadImage(reader="PydicomReader", image_only=True, ensure_channel_first=False)
@@ -73,8 +74,13 @@ def readers(folder: Path) -> dict[str, Callable[[], Any]]:
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
         return reader.Execute()
 
+    def first() -> Any:
+        forget()
+        return load_image(folder).array
+
     return {
-        "medfm": lambda: load_image(folder).array,
+        "medfm": first,
+        "medfm, the folder loaded before": lambda: load_image(folder).array,
         "SimpleITK": sitk,
         "MONAI PydicomReader": lambda: load(folder),
         "dicom2nifti": lambda: dicom_series_to_nifti(str(folder), None, reorient_nifti=False)["NII"],
@@ -115,7 +121,8 @@ def main() -> None:
         "Loading a CT series",
         f"{arguments.shape[2]} uncompressed slices of {arguments.shape[0]} x {arguments.shape[1]}, names shuffled; one thread, "
         f"{arguments.runs} interleaved runs from the page cache; {versions('pydicom', 'SimpleITK', 'monai', 'dicom2nifti')}. "
-        "All give equal voxels. medfm also checks that the slices are of one series, evenly spaced, untilted and complete.",
+        "All give equal voxels. medfm also checks that the slices are of one series, evenly spaced, untilted and complete; it "
+        "remembers the headers of a folder that it loaded before, which the bars do not count on.",
         table(("reader", "best ms", "median ms", "times medfm"), rows(seconds, "medfm")),
         "\n".join(
             (

@@ -58,6 +58,12 @@ def _signature(path: Path) -> _Signature | None:
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
+def forget() -> None:
+    """Forget all folders, so that the next load reads every header, as the first one did."""
+    with _lock:
+        _known.clear()
+
+
 def scan_folder(folder: Path) -> tuple[list[Scanned], dict[Path, Header]]:
     """(each DICOM file of `folder` in order of name, the headers that had to be read for it, where they are few).
 
