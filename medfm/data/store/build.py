@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def _process(job: Job) -> _Process:
 def release(job: Job) -> None:
     """Close this process's shard, where it worked itself."""
     if _MINE.process is not None and _MINE.key == (job.run, os.getpid()):
-        _MINE.process.writer.close()
+        # Whatever has a record was flushed before: a disk that is full now was told of then.
+        with suppress(OSError):
+            _MINE.process.writer.close()
         _MINE.process = None
 
 

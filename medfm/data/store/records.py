@@ -65,12 +65,30 @@ def halves(digest: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
 
-class RecordLog:
+class SyncedFile:
+    """A file of the store that is opened when the first bytes come, and is on disk after `sync` and `close`."""
+
+    _file: BinaryIO | None = None
+
+    def sync(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self.sync()
+        finally:
+            self._file.close()
+            self._file = None
+
+
+class RecordLog(SyncedFile):
     """The log of one run; made with its first record."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"records-{secrets.token_hex(8)}.log"
-        self._file: BinaryIO | None = None
 
     def add(self, records: np.ndarray) -> None:
         """Append sealed records. A killed process loses none of them; `sync` puts them out of the machine's reach too.
@@ -86,16 +104,6 @@ class RecordLog:
                 data = data[self._file.write(data) :]
         except OSError as error:
             raise DataError(f"'{self.path}' cannot be written: {io_words(error)}") from None
-
-    def sync(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
 
 
 def io_words(error: OSError) -> str:

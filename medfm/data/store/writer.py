@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from isal.isal_zlib import crc32
 
-from medfm.data.store.records import shard_path
+from medfm.data.store.records import SyncedFile, shard_path
 
 ALIGNMENT = 64  # a cache line; numpy and torch need no more, and small images would waste a page each
 
 
-class ShardWriter:
+class ShardWriter(SyncedFile):
     """Raw C-order arrays one after the other, in files of at most `limit` bytes (one larger image has a file of its own).
 
     Raises:
@@ -27,7 +25,6 @@ class ShardWriter:
         self.limit = limit
         self.writer = secrets.randbits(64)
         self.shard = -1
-        self._file: BinaryIO | None = None
         self._end = 0
 
     def add(self, array: np.ndarray) -> tuple[int, int, int]:
@@ -47,20 +44,7 @@ class ShardWriter:
         return self.shard, start, crc32(data)
 
     def _next(self) -> None:
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.close()
         self.shard += 1
         self._file = open(shard_path(self.folder, self.writer, self.shard), "xb", buffering=0)  # noqa: SIM115
         self._end = 0
-
-    def sync(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
