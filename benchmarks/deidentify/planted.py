@@ -103,9 +103,10 @@ def plant_dicom(planted: Planted) -> Any:
         setattr(dataset, keyword, planted.word(keyword))
     for number, keyword in enumerate(_UIDS.split()):
         setattr(dataset, keyword, planted.word(keyword, f"{_UID_ROOT}.{7301 + number}.55"))
+    # Eleven years apart: dates are shifted by up to ten, and one must not land on another by chance.
     for number, keyword in enumerate(_DATES.split()):
-        setattr(dataset, keyword, planted.word(keyword, f"193{number}0417"))
-    dataset.AcquisitionDateTime = planted.word("AcquisitionDateTime", "19410418") + "101112"
+        setattr(dataset, keyword, planted.word(keyword, f"{1890 + 11 * number}0417"))
+    dataset.AcquisitionDateTime = planted.word("AcquisitionDateTime", "19780418") + "101112"
     dataset.PatientBirthTime = planted.word("PatientBirthTime", "031337.424242")
     dataset.PatientAge = planted.word("PatientAge above 89", "093Y")
     dataset.GPSLatitude = planted.word("GPSLatitude (DS)", "48.1371547")
