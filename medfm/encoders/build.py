@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medfm.encoders.config import ClipTextConfig, HuggingFaceTextConfig
@@ -20,12 +20,15 @@ def build_tokenizer(config: ComponentConfig, state: Mapping[str, str] | None = N
 
 
 def build_dual(
-    encoder: ComponentConfig, objective: Any, tokenizer: Tokenizer | None = None, hf_config: dict[str, Any] | None = None
+    encoder: ComponentConfig | Callable[[], Any],
+    objective: Any,
+    tokenizer: Tokenizer | None = None,
+    hf_config: dict[str, Any] | None = None,
 ) -> DualEncoder:
     """The DualEncoder of a recipe.
 
     Args:
-        encoder: an image encoder's configuration.
+        encoder: an image encoder's configuration, or a function that gives one; built after the text encoder.
         objective: anything with `text_encoder`, `tokenizer`, `embed_dim`, `projection`, `temperature`, `learn_temperature`,
             `loss` and `logit_bias`: a ContrastiveConfig or a DualConfig.
         tokenizer: the objective's tokenizer where it is built already.
@@ -44,7 +47,7 @@ def build_dual(
     if isinstance(text, HuggingFaceTextConfig):
         _check_fit(text_encoder.hf_config, tokenizer)
     return DualEncoder(
-        ENCODERS.build(encoder),
+        encoder() if callable(encoder) else ENCODERS.build(encoder),
         text_encoder,
         embed_dim=objective.embed_dim,
         projection=objective.projection,

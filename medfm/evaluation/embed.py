@@ -161,7 +161,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         fields = [("image", pa.string()), *([("row", pa.int64())] if with_rows else [])]
-        vector = pa.list_(pa.float32(), model.dual.embed_dim)
+        vector = pa.list_(pa.float32(), model.network.embed_dim)
         metadata = {"medfm.preprocess": model.preprocess.hash(), "medfm.space": "joint, unit norm"}
         self.schema = pa.schema([*fields, ("embedding", vector)], metadata=metadata)
         self.file = pq.ParquetWriter(path, self.schema)
@@ -183,7 +183,7 @@ class _Csv:
     def __init__(self, path: Path, model: Model, with_rows: bool) -> None:
         self.file = path.open("w", newline="", encoding="utf-8")
         self.table = csv.writer(self.file)
-        self.table.writerow(["image", *(["row"] if with_rows else []), *(f"f{i}" for i in range(model.dual.embed_dim))])
+        self.table.writerow(["image", *(["row"] if with_rows else []), *(f"f{i}" for i in range(model.network.embed_dim))])
 
     def write(self, names: list[str], rows: NDArray[np.int64] | None, vectors: NDArray[np.float32]) -> None:
         for position, (name, vector) in enumerate(zip(names, vectors, strict=True)):

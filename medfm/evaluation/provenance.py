@@ -90,7 +90,7 @@ def model_facts(source: Path, model: Model) -> dict[str, Any]:
         "path": str(source),
         "name": file.resolve().parent.name if file.name == "model.safetensors" else file.stem,
         "sha256": file_hash(file),
-        "parameters": sum(p.numel() for p in model.dual.parameters()),
+        "parameters": sum(p.numel() for p in model.network.parameters()),
         "encoder": _architecture(card.get("encoder") or {}),
         "preprocess_hash": model.preprocess.hash(),
         "text_kind": card.get("text_kind") or "",

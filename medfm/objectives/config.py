@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from medfm.registry import OBJECTIVES, TEXT_ENCODERS, TOKENIZERS, ComponentConfig, component
 
 
-@OBJECTIVES.register("contrastive", "medfm.objectives.contrastive:ContrastiveObjective")
-class ContrastiveConfig(ComponentConfig):
+class ObjectiveConfig(ComponentConfig):
+    """Base of what can be learned. An objective that reads text has a field `tokenizer`.
+
+    Attributes:
+        makes_views: the objective cuts views of the encoder's size out of the contract's images, which may then be larger.
+    """
+
+    makes_views: ClassVar[bool] = False
+
+    @property
+    def tokenizer_config(self) -> ComponentConfig | None:
+        """The tokenizer that batches are made with; None for batches without text."""
+        return getattr(self, "tokenizer", None)
+
+
+@OBJECTIVES.register("sum", "medfm.objectives.sum:build")
+class SumConfig(ObjectiveConfig):
+    """Several objectives on one image encoder: `{name: sum, terms: [{name: contrastive}, {name: mae}], weights: [1, 0.5]}`."""
+
+    name: str = "sum"
+    terms: tuple[component(OBJECTIVES), ...] = Field(min_length=1, description="objectives, each with its own keys")  # type: ignore[valid-type]
+    weights: tuple[float, ...] = Field(default=(), description="of the terms' losses; empty: 1 each")
+
+    @property
+    def tokenizer_config(self) -> ComponentConfig | None:
+        found = [t.tokenizer_config for t in self.terms if t.tokenizer_config is not None]
+        return found[0] if found else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> SumConfig:
+        if self.weights and len(self.weights) != len(self.terms):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.terms)} terms")
+        if any(w < 0 for w in self.weights):
+            raise ValueError("weights must not be negative")
+        readers = [t.tokenizer_config for t in self.terms if t.tokenizer_config is not None]
+        if any(r != readers[0] for r in readers):
+            raise ValueError("terms that read text must have the same tokenizer")
+        if any(isinstance(t, SumConfig) for t in self.terms):
+            raise ValueError("a sum holds no sum")
+        return self
+
+
+@OBJECTIVES.register("contrastive", "medfm.objectives.contrastive:build")
+class ContrastiveConfig(ObjectiveConfig):
     """Image-report alignment: CLIP, ConVIRT, SigLIP and FLIP are settings of this one objective."""
 
     name: str = "contrastive"

@@ -7,19 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from medfm.encoders.build import build_dual
 from medfm.encoders.dual import DualEncoder
 from medfm.errors import DataError
+from medfm.objectives.base import Objective, Parts
 from medfm.objectives.config import ContrastiveConfig
 from medfm.objectives.gather import Gather, current_gather
 from medfm.objectives.grad_cache import encode_in_chunks
 from medfm.objectives.losses import ContrastiveLoss, info_nce, sigmoid_loss
 from medfm.objectives.masking import draw_keep
+from medfm.transforms.draws import Draws
 from medfm.types import Batch, ObjectiveOutput
 
 
-class ContrastiveObjective(nn.Module):
+def build(config: ContrastiveConfig, parts: Parts) -> ContrastiveObjective:
+    """The objective of a recipe."""
+    return ContrastiveObjective(config, build_dual(lambda: parts.image_encoder, config, parts.tokenizer))
+
+
+class ContrastiveObjective(Objective):
     """Pulls an image and its own report together and apart from the others of the batch, over all devices.
 
     Rows without text take no part. Pairs of the same patient, or with the same or both normal reports, are no negatives.
@@ -50,12 +58,12 @@ class ContrastiveObjective(nn.Module):
         self.to_float = to_float
         self.gather = gather
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> ObjectiveOutput:
-        """One batch to a loss and numbers to log. `generator` draws the dropped patches on the batch's device."""
-        with_text, dropped = _rows_with_text(batch)
-        image, text = self._encode(with_text, generator)
-        rows = batch.images.shape[0] - dropped  # 0 where a single row stands in for a batch without any text
-        result = self._loss(image[:rows], text[:rows], with_text)
+    def forward(self, batch: Batch, draws: Draws | None = None) -> ObjectiveOutput:
+        """One batch to a loss and numbers to log. `draws` says which patches are dropped."""
+        with_text, rows, dropped = _rows_with_text(batch)
+        image, text = self._encode(with_text, self._keep(batch, rows, draws), draws)
+        paired = batch.images.shape[0] - dropped  # 0 where a single row stands in for a batch without any text
+        result = self._loss(image[:paired], text[:paired], with_text)
         logs = {
             "loss": result.loss.detach(),
             **{f"loss_{name}": value for name, value in result.terms.items()},
@@ -75,20 +83,25 @@ class ContrastiveObjective(nn.Module):
         if self.dual.logit_scale.requires_grad:
             self.dual.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
 
-    def _encode(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        keep = None
-        if self.training and self.config.patch_dropout > 0:
-            # Drawn for the whole batch, before any chunk: chunks then see what one batch would have seen.
-            patches = math.prod(self.dual.image_encoder.grid_size)  # type: ignore[arg-type]
-            keep = draw_keep(
-                batch.images.shape[0], patches, self.config.patch_dropout, device=batch.images.device, generator=generator
-            )
+    def model(self) -> DualEncoder:
+        return self.dual
+
+    def _keep(self, batch: Batch, rows: Tensor | None, draws: Draws | None) -> Tensor | None:
+        """Patches that stay, drawn for the whole batch before any row or chunk is set apart: devices and chunks then see what
+        one batch would have seen."""
+        if not self.training or self.config.patch_dropout == 0:
+            return None
+        patches = math.prod(self.dual.image_encoder.grid_size)  # type: ignore[arg-type]
+        keep = draw_keep(batch.images.shape[0], patches, self.config.patch_dropout, device=batch.images.device, draws=draws)
+        return keep if rows is None else keep[rows]
+
+    def _encode(self, batch: Batch, keep: Tensor | None, draws: Draws | None) -> tuple[Tensor, ...]:
         return encode_in_chunks(
             self._encode_chunk,
             [batch.images, batch.tokens, batch.attention_mask, keep],
             self.config.cache_chunk or batch.images.shape[0],
             modules=[self.dual],
-            generators=[] if generator is None else [generator],
+            generators=[] if draws is None else [draws.generator],
         )
 
     def _encode_chunk(
@@ -112,8 +125,8 @@ class ContrastiveObjective(nn.Module):
         return info_nce(image, text, scale, image_weight=self.config.image_weight, groups=groups, gather=gather, tile=tile)
 
 
-def _rows_with_text(batch: Batch) -> tuple[Batch, int]:
-    """The batch without its rows that have no text, and how many they were.
+def _rows_with_text(batch: Batch) -> tuple[Batch, Tensor | None, int]:
+    """The batch without its rows that have no text, the rows that stayed (None: all), and how many were left out.
 
     They are taken out before the encoders: a text of padding alone gives NaN in many of them, and NaN times a zero gradient
     is NaN.
@@ -128,7 +141,7 @@ def _rows_with_text(batch: Batch) -> tuple[Batch, int]:
     size = batch.text_group.shape[0]
     dropped = size - has_text.numel()
     if dropped == 0:
-        return batch, 0
+        return batch, None, 0
     rows = has_text if dropped < size else has_text.new_zeros(1)
     picked = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return replace(batch, **picked), dropped
+    return replace(batch, **picked), rows, dropped

@@ -82,7 +82,7 @@ class PretrainConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
         size = getattr(self.encoder, "img_size", self.preprocess.size)
-        if tuple(size) != tuple(self.preprocess.size):
+        if tuple(size) != tuple(self.preprocess.size) and not self.objective.makes_views:
             raise ValueError(f"encoder.img_size {list(size)} differs from preprocess.size {list(self.preprocess.size)}")
         channels = getattr(self.encoder, "in_channels", self.preprocess.channels)
         if channels != self.preprocess.channels:

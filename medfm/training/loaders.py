@@ -31,7 +31,7 @@ class Loaders(LightningDataModule):
         done_batches: batches that a resumed run has behind it.
     """
 
-    def __init__(self, manifest: Manifest, config: PretrainConfig, preprocess: Preprocess, tokenizer: Tokenizer) -> None:
+    def __init__(self, manifest: Manifest, config: PretrainConfig, preprocess: Preprocess, tokenizer: Tokenizer | None) -> None:
         super().__init__()
         self.config = config.data
         self.seed = config.seed

@@ -10,16 +10,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from medfm.errors import TrainingError
+from medfm.objectives.base import Objective
 from medfm.training.config import PretrainConfig
 from medfm.training.optim import build_optimizer, build_schedule
 from medfm.transforms.augment import Augment
+from medfm.transforms.draws import Draws
 from medfm.transforms.preprocess import Preprocess
 from medfm.types import Batch, ObjectiveOutput
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The random seed of one batch on one device, so that a resumed run draws what an uninterrupted one draws."""
-    digest = hashlib.blake2s(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+def step_seed(seed: int, step: int, what: int | str) -> int:
+    """The random seed of one batch for `what`, so that a resumed run draws what an uninterrupted one draws."""
+    digest = hashlib.blake2s(f"{seed}/{step}/{what}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -27,7 +29,7 @@ class PretrainModule(LightningModule):
     """Moves batches through contract, augmentation and objective; logs; stops at the first number that is not finite.
 
     Args:
-        objective: takes a Batch of float images, gives an ObjectiveOutput.
+        objective: takes a Batch, gives an ObjectiveOutput.
         preprocess: the contract that makes stored pixels float.
         config: the recipe.
         total_steps: optimiser steps of the whole run.
@@ -35,7 +37,7 @@ class PretrainModule(LightningModule):
     """
 
     def __init__(
-        self, objective: nn.Module, preprocess: Preprocess, config: PretrainConfig, total_steps: int, batches_per_epoch: int
+        self, objective: Objective, preprocess: Preprocess, config: PretrainConfig, total_steps: int, batches_per_epoch: int
     ) -> None:
         super().__init__()
         self.objective = objective
@@ -44,7 +46,7 @@ class PretrainModule(LightningModule):
         self.config = config
         self.total_steps = total_steps
         self.batches_per_epoch = batches_per_epoch
-        self._generator: torch.Generator | None = None
+        self._draws: Draws | None = None
         self._last: ObjectiveOutput | None = None
         self._validation: list[tuple[int, dict[str, float]]] = []
 
@@ -54,23 +56,25 @@ class PretrainModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seed = step_seed(self.config.seed, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
-        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+        # Layers with dropout draw from the global generators, each device for itself; all else is drawn for the whole batch.
+        torch.manual_seed(step_seed(self.config.seed, batch_idx, self.global_rank))
+        self._draws = Draws(
+            step_seed(self.config.seed, batch_idx, "draws"), self.device, self.global_rank, self.trainer.world_size
+        )
+        self.objective.before_step(self.global_step, self.total_steps)
 
-    def _forward(self, batch: Batch, generator: torch.Generator | None) -> ObjectiveOutput:
-        images = self.preprocess.to_unit(batch.images)
-        if generator is not None:
-            images = self.augment(images, generator)
-        images = self.preprocess.normalise(images)
-        if self.config.trainer.channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        batch.images = images
-        output: ObjectiveOutput = self.objective(batch, generator)
+    def _forward(self, batch: Batch, draws: Draws) -> ObjectiveOutput:
+        if not self.objective.takes_stored_pixels:
+            images = self.augment.prepare(self.preprocess, batch.images, draws if self.training else None)
+            if self.config.trainer.channels_last and images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            batch.images = images
+        output: ObjectiveOutput = self.objective(batch, draws)
         return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self._forward(batch, self._generator)
+        assert self._draws is not None
+        output = self._forward(batch, self._draws)
         self._last = output
         return output.loss
 
@@ -84,6 +88,7 @@ class PretrainModule(LightningModule):
         if not torch.isfinite(self._last.loss) or not (scaled or torch.isfinite(norm)):
             raise TrainingError(self._not_finite(self._last))
         self._last.logs["grad_norm"] = norm.detach()
+        self.objective.after_backward(self.global_step, self.total_steps)
 
     def _not_finite(self, output: ObjectiveOutput) -> str:
         terms = [name for name, value in {**output.logs, "loss": output.loss}.items() if not torch.isfinite(value).all()]
@@ -97,7 +102,7 @@ class PretrainModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.config.trainer.accumulate == 0:
-            self.objective.after_optimizer_step(self.global_step, self.total_steps)  # type: ignore[operator]
+            self.objective.after_optimizer_step(self.global_step, self.total_steps)
         if self.global_step % self.config.trainer.log_every == 0 and self._last is not None:
             logs = {
                 f"train/{name}": float(value.detach()) for name, value in {**self._last.logs, "loss": self._last.loss}.items()
@@ -108,7 +113,8 @@ class PretrainModule(LightningModule):
             self.log("loss", logs["train/loss"], prog_bar=True, logger=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self._forward(batch, None)
+        # The same masks and views at every validation, and every device sees the whole split.
+        output = self._forward(batch, Draws(step_seed(self.config.seed, batch_idx, "validation"), self.device))
         logs = {name: float(value) for name, value in {**output.logs, "loss": output.loss}.items()}
         self._validation.append((len(batch.index), logs))
 

@@ -75,7 +75,7 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from medfm.encoders.build import build_dual, build_tokenizer
+    from medfm.objectives.base import Objective, Parts
     from medfm.registry import OBJECTIVES
     from medfm.training.callbacks import Checkpoints, Weights
     from medfm.training.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -90,19 +90,25 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     torch.manual_seed(config.seed)
     preprocess = Preprocess(config.preprocess)
     objective_config: Any = config.objective
-    tokenizer = build_tokenizer(objective_config.tokenizer)
-    dual = build_dual(config.encoder, objective_config, tokenizer)
+    parts = Parts(
+        config.encoder,
+        preprocess,
+        config.augment,
+        config.data.batch_size * config.trainer.accumulate,
+        objective_config.tokenizer_config,
+    )
+    objective: Objective = OBJECTIVES.build(config.objective, parts=parts)
     if config.init is not None and checkpoint is None:
         from medfm.weights.load import load_tensors_into
 
-        started = load_tensors_into(dual, config.init, allow=config.init_allow)
+        started = load_tensors_into(objective.learner(), config.init, allow=config.init_allow)
+        objective.weights_loaded()
         if started.missing or started.unused:
             log.warning("init: %d tensors start at random, %d are unused", len(started.missing), len(started.unused))
     if config.trainer.channels_last:
-        dual.image_encoder.to(memory_format=torch.channels_last)
-    objective = OBJECTIVES.build(config.objective, dual=dual)
+        parts.image_encoder.to(memory_format=torch.channels_last)
 
-    loaders = Loaders(manifest, config, preprocess, tokenizer)
+    loaders = Loaders(manifest, config, preprocess, parts.tokenizer)
     per_epoch = loaders.batches_per_epoch
     batches = math.ceil(config.trainer.max_epochs * per_epoch)
     total = config.trainer.max_steps or max(1, batches // config.trainer.accumulate)
@@ -127,14 +133,13 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     def save() -> None:
         extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
         extra |= {key: manifest.meta.get(key) for key in ("card", "text_kind", "licence", "intensity_units")}
-        save_model(run / "model.safetensors", dual, config.model_dump(mode="json"), tokenizer, extra)
+        save_model(run / "model.safetensors", objective.model(), config.model_dump(mode="json"), parts.tokenizer, extra)
 
     every = max(1, round(config.trainer.checkpoint_every * per_epoch / config.trainer.accumulate))
     keeper = Checkpoints(run / "checkpoints", every, config.trainer.keep)
     bars = [RunProgress(config.name, per_epoch / config.trainer.accumulate)] if progress else []
     if config.trainer.compile:
-        dual.image_encoder.compile()
-        dual.text_encoder.compile()
+        objective.compile_encoders()
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,

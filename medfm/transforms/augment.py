@@ -1,19 +1,24 @@
 """Random changes of a training batch, batched and on the batch's device.
 
 All geometry is one affine grid and one `grid_sample`, so pixels are interpolated once; blur is a batched separable
-convolution (torchvision's takes 3.3 ms an image). Every number comes from the generator that is handed in: same generator
-state, same result.
+convolution (torchvision's takes 3.3 ms an image). Every number comes from the draws that are handed in: same seed, same
+result, on any number of devices.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, conv3d, grid_sample, pad
 
 from medfm.transforms.config import AugmentConfig
+from medfm.transforms.draws import Draws
+
+if TYPE_CHECKING:
+    from medfm.transforms.preprocess import Preprocess
 
 
 class Augment:
@@ -29,10 +34,10 @@ class Augment:
         self.moves = tuple(config.scale) != (1.0, 1.0) or any((config.rotate, config.translate, config.flip))
         self.identity = not (self.moves or any((config.brightness, config.contrast, config.blur, config.noise)))
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, C, *spatial) float in [0, 1] -> the same shape. A config that changes nothing returns `images` itself.
 
-        Random numbers are drawn on the generator's device; give one on the images' device to keep noise from being copied.
+        Random numbers are made on the draws' device; give one on the images' device to keep noise from being copied.
 
         Raises:
             TypeError: the images are integers.
@@ -45,19 +50,23 @@ class Augment:
         if images.ndim not in (4, 5):
             raise ValueError(f"augment takes (B, C, H, W) or (B, C, D, H, W), got shape {tuple(images.shape)}")
         if self.moves:
-            theta = self._affine(images, generator)
+            theta = self._affine(images, draws)
             grid = affine_grid(theta, list(images.shape), align_corners=False).to(images.dtype)
             images = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if self.config.blur:
-            images = gaussian_blur(images, self._uniform(images, generator, 0.0, self.config.blur), self.config.blur)
-        return self._intensity(images, generator)
+            images = gaussian_blur(images, self._uniform(images, draws, 0.0, self.config.blur), self.config.blur)
+        return self._intensity(images, draws)
 
-    def _uniform(self, images: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    def prepare(self, preprocess: Preprocess, stored: Tensor, draws: Draws | None) -> Tensor:
+        """Pixels as the contract stores them, (B, C, *size), to what the network takes; changed where `draws` are given."""
+        images = preprocess.to_unit(stored)
+        return preprocess.normalise(images if draws is None else self(images, draws))
+
+    def _uniform(self, images: Tensor, draws: Draws, low: float, high: float) -> Tensor:
         """(B,) float32 on the images' device."""
-        draw = torch.rand(len(images), generator=generator, device=generator.device)
-        return (low + (high - low) * draw).to(images.device, non_blocking=True)
+        return draws.uniform(len(images), low, high).to(images.device, non_blocking=True)
 
-    def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _affine(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, d, d + 1) maps from output to input coordinates, as `affine_grid` takes them: x (W) first, each side
         spanning [-1, 1].
         """
@@ -66,17 +75,17 @@ class Augment:
         height, width = images.shape[-2:]
         theta = torch.zeros(len(images), dims, dims + 1, device=images.device)
 
-        area = self._uniform(images, generator, *config.scale)
+        area = self._uniform(images, draws, *config.scale)
         if tuple(config.scale) == (1.0, 1.0):
             ratio = torch.ones_like(area)
         else:  # log-uniform, so that 9:10 is as likely as 10:9 (torchvision's RandomResizedCrop)
-            ratio = self._uniform(images, generator, *map(math.log, config.ratio)).exp()
+            ratio = self._uniform(images, draws, *map(math.log, config.ratio)).exp()
         side = area.pow(1 / dims)
         # Sides of the crop as shares of (W, H[, D]); a share above 1 would show what is outside.
         sides = [side * ratio.sqrt(), side / ratio.sqrt(), *[side] * (dims - 2)]
         sides = [s.clamp(max=1.0) for s in sides]
 
-        angle = self._uniform(images, generator, -config.rotate, config.rotate) * (math.pi / 180)
+        angle = self._uniform(images, draws, -config.rotate, config.rotate) * (math.pi / 180)
         cosine, sine = angle.cos(), angle.sin()
         # Coordinates are in half-sides, so a turn of a picture that is not square carries its proportions.
         theta[:, 0, 0], theta[:, 0, 1] = cosine, -sine * (height / width)
@@ -85,30 +94,28 @@ class Augment:
             theta[:, 2, 2] = 1.0
         if config.flip:
             # After the turn, in the output: mirror x, the left-right axis of a film and of a RAS or LPS volume.
-            mirrored = self._uniform(images, generator, 0.0, 1.0) < config.flip
+            mirrored = self._uniform(images, draws, 0.0, 1.0) < config.flip
             theta[:, :, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
         for axis, share in enumerate(sides):
             theta[:, axis, :dims] *= share[:, None]
-            room = self._uniform(images, generator, -1.0, 1.0) * (1 - share)
-            shift = self._uniform(images, generator, -2 * config.translate, 2 * config.translate)
+            room = self._uniform(images, draws, -1.0, 1.0) * (1 - share)
+            shift = self._uniform(images, draws, -2 * config.translate, 2 * config.translate)
             theta[:, axis, dims] = room + shift
         return theta
 
-    def _intensity(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _intensity(self, images: Tensor, draws: Draws) -> Tensor:
         config = self.config
         shape = (-1, *[1] * (images.ndim - 1))
         if not (config.contrast or config.brightness or config.noise):
             return images
         if config.contrast:
-            factor = self._uniform(images, generator, 1 - config.contrast, 1 + config.contrast).view(shape).to(images.dtype)
+            factor = self._uniform(images, draws, 1 - config.contrast, 1 + config.contrast).view(shape).to(images.dtype)
             mean = images.mean(dim=tuple(range(1, images.ndim)), keepdim=True)
             images = torch.lerp(mean, images, factor)
         if config.brightness:
-            images = images + self._uniform(images, generator, -config.brightness, config.brightness).view(shape).to(
-                images.dtype
-            )
+            images = images + self._uniform(images, draws, -config.brightness, config.brightness).view(shape).to(images.dtype)
         if config.noise:
-            noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device, images.dtype)
+            noise = draws.noise(*images.shape).to(images.device, images.dtype)
             images = torch.add(images, noise, alpha=config.noise)
         return images.clamp(0, 1)
 

@@ -13,16 +13,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from medfm.encoders.build import build_dual, build_tokenizer
+from medfm.encoders.build import build_tokenizer
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
+from medfm.encoders.image import ImageModel
 from medfm.encoders.positions import resample_positions
 from medfm.encoders.pretrained import load_strict, shown
 from medfm.errors import ConfigError, WeightsError
 from medfm.registry import ENCODERS, ComponentConfig
 from medfm.transforms.config import PreprocessConfig
 from medfm.transforms.preprocess import Preprocess
-from medfm.weights.model import Model
+from medfm.weights.model import Model, build_network
 from medfm.weights.save import FILE_NAME, FORMAT, METADATA_KEY
 
 
@@ -93,7 +94,7 @@ class Configs:
     """The configurations inside a weight file."""
 
     encoder: ComponentConfig
-    dual: DualConfig
+    dual: DualConfig | None
     preprocess: PreprocessConfig
 
 
@@ -104,7 +105,7 @@ def configs_of(card: dict[str, Any], path: str | Path) -> Configs:
         encoder = {k: v for k, v in card["encoder"].items() if k != "weights"}
         return Configs(
             encoder=ENCODERS.parse(encoder),
-            dual=DualConfig.model_validate(card["dual"]),
+            dual=None if card["dual"] is None else DualConfig.model_validate(card["dual"]),
             preprocess=PreprocessConfig.model_validate(card["preprocess"]),
         )
     except (ValidationError, ValueError, KeyError, ConfigError) as error:
@@ -128,11 +129,11 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> Model:
     path = find_file(source)
     card = read_card(path)
     configs = configs_of(card, path)
-    tokenizer = build_tokenizer(configs.dual.tokenizer, card.get("tokenizer") or {})
-    dual = build_dual(configs.encoder, configs.dual, tokenizer, card.get("hf_config"))
-    load_strict(dual, _read_tensors(path), path)
+    tokenizer = None if configs.dual is None else build_tokenizer(configs.dual.tokenizer, card.get("tokenizer") or {})
+    network = build_network(configs.encoder, configs.dual, tokenizer, card.get("hf_config"))
+    load_strict(network, _read_tensors(path), path)
     return Model(
-        dual, Preprocess(configs.preprocess), tokenizer, {**card, "file": str(path)}, configs.encoder, configs.dual, device
+        network, Preprocess(configs.preprocess), tokenizer, {**card, "file": str(path)}, configs.encoder, configs.dual, device
     )
 
 
@@ -146,8 +147,11 @@ class LoadReport:
     resampled: tuple[str, ...]
 
 
-def load_tensors_into(dual: DualEncoder, source: str | Path, allow: Sequence[str] = ()) -> LoadReport:
-    """Starts `dual` from a medfm weight file; image positions are resampled to another image size, text positions cut to fewer.
+def load_tensors_into(network: DualEncoder | ImageModel, source: str | Path, allow: Sequence[str] = ()) -> LoadReport:
+    """Starts `network` from a medfm weight file; image positions are resampled to another size, text positions cut to fewer.
+
+    Where only one of the two has a text side (a masked autoencoder's weights for alignment, or the way back), that side and the
+    projections start at random or stay unused.
 
     Args:
         allow: name patterns ("text_encoder.*") of tensors that may stay as they are or find no place.
@@ -157,11 +161,12 @@ def load_tensors_into(dual: DualEncoder, source: str | Path, allow: Sequence[str
     """
     path = find_file(source)
     card = read_card(path)
-    theirs, own = _read_tensors(path), dual.state_dict()
-    resampled = _fit_positions(theirs, dual, card)
+    theirs, own = _read_tensors(path), network.state_dict()
+    resampled = _fit_positions(theirs, network, card)
+    one_sided = (card["dual"] is None) != isinstance(network, ImageModel)
 
     def allowed(name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in allow)
+        return (one_sided and not name.startswith("image_encoder.")) or any(fnmatch(name, pattern) for pattern in allow)
 
     missing = tuple(k for k in own if k not in theirs)
     unused = tuple(k for k in theirs if k not in own)
@@ -180,21 +185,21 @@ def load_tensors_into(dual: DualEncoder, source: str | Path, allow: Sequence[str
             + ". Copy the encoder's sizes from its run's resolved.yaml"
         )
     loaded = {k: v for k, v in theirs.items() if k in own and k not in differ}
-    dual.load_state_dict(loaded, strict=False)
+    network.load_state_dict(loaded, strict=False)
     return LoadReport(tuple(loaded), (*missing, *sorted(differ)), unused, resampled)
 
 
-def _fit_positions(theirs: dict[str, Tensor], dual: DualEncoder, card: dict[str, Any]) -> tuple[str, ...]:
+def _fit_positions(theirs: dict[str, Tensor], network: DualEncoder | ImageModel, card: dict[str, Any]) -> tuple[str, ...]:
     """Resamples position embeddings of another size in place; the names of those changed."""
     changed = []
-    own = dual.state_dict()
+    own = network.state_dict()
     key = "image_encoder.pos_embed"
     if key in own and key in theirs and own[key].shape != theirs[key].shape and card["encoder"].get("name") == "vit":
         size, patch = card["encoder"]["img_size"], card["encoder"]["patch_size"]
         old_grid = [n // p for n, p in zip(size, patch, strict=True)]
-        encoder = dual.image_encoder
-        if len(old_grid) == len(encoder.grid_size):  # type: ignore[arg-type]
-            theirs[key] = resample_positions(theirs[key], old_grid, encoder.grid_size, encoder.pos_prefix)  # type: ignore[arg-type]
+        encoder: Any = network.image_encoder
+        if len(old_grid) == len(encoder.grid_size):
+            theirs[key] = resample_positions(theirs[key], old_grid, encoder.grid_size, encoder.pos_prefix)
             changed.append(key)
     key = "text_encoder.positional_embedding"
     if key in own and key in theirs and own[key].shape[0] < theirs[key].shape[0]:

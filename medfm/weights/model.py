@@ -14,8 +14,9 @@ from torch import Tensor
 from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
-from medfm.errors import DataError
-from medfm.registry import ComponentConfig
+from medfm.encoders.image import ImageModel
+from medfm.errors import DataError, WeightsError
+from medfm.registry import ENCODERS, ComponentConfig
 from medfm.text.tokenizers import Tokenizer
 from medfm.types import Image
 
@@ -23,28 +24,35 @@ if TYPE_CHECKING:
     from medfm.transforms.preprocess import Preprocess
 
 
+def build_network(
+    encoder: ComponentConfig, dual: DualConfig | None, tokenizer: Tokenizer | None, hf_config: dict[str, Any] | None = None
+) -> DualEncoder | ImageModel:
+    """What a weight file describes, with random weights."""
+    return ImageModel(ENCODERS.build(encoder)) if dual is None else build_dual(encoder, dual, tokenizer, hf_config)
+
+
 class Model:
-    """An image and a text encoder ready for use, in eval mode, without gradients.
+    """An image encoder, with or without a text encoder, ready for use, in eval mode, without gradients.
 
     Attributes:
-        dual: the DualEncoder.
+        network: the DualEncoder, or the ImageModel of a training without text.
         preprocess: the contract the model was trained with; applied to every image it is given.
-        tokenizer: likewise for texts.
+        tokenizer: likewise for texts; None without a text encoder.
         card: the weight file's metadata.
     """
 
     def __init__(
         self,
-        dual: DualEncoder,
+        network: DualEncoder | ImageModel,
         preprocess: Preprocess,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         card: dict[str, Any],
         encoder_config: ComponentConfig,
-        dual_config: DualConfig,
+        dual_config: DualConfig | None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.dual = dual.to(self.device).eval().requires_grad_(False)
+        self.network = network.to(self.device).eval().requires_grad_(False)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.card = card
@@ -52,9 +60,19 @@ class Model:
         self.dual_config = dual_config
 
     def __repr__(self) -> str:
-        parameters = sum(p.numel() for p in self.dual.parameters())
-        names = f"{self.encoder_config.name} + {self.dual_config.text_encoder.name}"
+        parameters = sum(p.numel() for p in self.network.parameters())
+        names = self.encoder_config.name + (f" + {self.dual_config.text_encoder.name}" if self.dual_config else "")
         return f"Model({names}, {parameters / 1e6:.1f} M parameters, {self.device})"
+
+    @property
+    def dual(self) -> DualEncoder:
+        """The image and text encoder. Raises WeightsError where the model was trained without text."""
+        if not isinstance(self.network, DualEncoder):
+            raise WeightsError(
+                f"{self.card.get('file', 'the model')} was trained without reports and has no text encoder; it gives features, "
+                "for `medfm evaluate linear_probe`, `knn` and `medfm embed`. To align it: objective=contrastive init=..."
+            )
+        return self.network
 
     def _prepare(self, images: Sequence[str | Path | Image]) -> Tensor:
         """Paths or Images -> (B, C, *size) in the contract's storage dtype."""
@@ -80,8 +98,8 @@ class Model:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             stored = batch if isinstance(batch, Tensor) else self._prepare(batch)
-            parts.append(self.dual.encode_image(self.preprocess.to_float(stored.to(self.device))).cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.dual.embed_dim)
+            parts.append(self.network.encode_image(self.preprocess.to_float(stored.to(self.device))).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.network.embed_dim)
 
     def _check(self, images: Tensor) -> None:
         config = self.preprocess.config
@@ -97,11 +115,12 @@ class Model:
         """Texts -> (N, D) of unit norm, float32, on the CPU."""
         if isinstance(texts, str):
             texts = [texts]
-        parts = []
+        dual, parts = self.dual, []
+        assert self.tokenizer is not None
         for start in range(0, len(texts), batch_size):
             tokens, mask = self.tokenizer(list(texts[start : start + batch_size]))
-            parts.append(self.dual.encode_text(tokens.to(self.device), mask.to(self.device)).cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.dual.embed_dim)
+            parts.append(dual.encode_text(tokens.to(self.device), mask.to(self.device)).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, dual.embed_dim)
 
     @torch.no_grad()
     def similarity_map(self, image: str | Path | Image | Tensor | np.ndarray, text: str | Sequence[str]) -> np.ndarray:
@@ -125,9 +144,9 @@ class Model:
 
     def random_like(self, seed: int) -> Model:
         """The same architecture with freshly drawn weights: the baseline that a trained model is shown beside."""
-        hf_config = getattr(self.dual.text_encoder, "hf_config", None)
+        hf_config = getattr(getattr(self.network, "text_encoder", None), "hf_config", None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            dual = build_dual(self.encoder_config, self.dual_config, self.tokenizer, hf_config)
+            network = build_network(self.encoder_config, self.dual_config, self.tokenizer, hf_config)
         card = {**self.card, "random_weights_seed": seed}
-        return Model(dual, self.preprocess, self.tokenizer, card, self.encoder_config, self.dual_config, self.device)
+        return Model(network, self.preprocess, self.tokenizer, card, self.encoder_config, self.dual_config, self.device)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
+from medfm.encoders.image import ImageModel
 from medfm.io.files import atomic_write
 from medfm.text.tokenizers import Tokenizer
 
-# Raised when a reader of the former version could not read the file any more.
-FORMAT = 1
+# Raised when a reader of the former version could not read the file any more. 2: files without a text side.
+FORMAT = 2
 FILE_NAME = "model.safetensors"
 METADATA_KEY = "medfm"
 
@@ -37,14 +38,27 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
+def _dual_part(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a DualEncoder, of an objective or of that term of a sum which aligns images with text."""
+    for term in objective.get("terms", ()):
+        if term["name"] == "contrastive":
+            objective = term
+    return {key: objective[key] for key in DualConfig.model_fields if key in objective}
+
+
 def save_model(
-    path: str | Path, dual: DualEncoder, recipe: Mapping[str, Any], tokenizer: Tokenizer, extra: Mapping[str, Any] | None = None
+    path: str | Path,
+    network: DualEncoder | ImageModel,
+    recipe: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `dual` with all that is needed to use it as one safetensors file, atomically; returns the file's path.
+    """Writes `network` with all that is needed to use it as one safetensors file, atomically; returns the file's path.
 
     The file's metadata holds under "medfm" one JSON object: format, medfm_version, encoder, dual, preprocess, recipe (the
     configurations), tokenizer (its state), hf_config (of a Hugging Face text encoder), and what `extra` adds (text_kind,
-    data_cards, licence, step, ...). No pickle, no patient data, no absolute paths.
+    data_cards, licence, step, ...). Of an ImageModel `dual`, `tokenizer` and `hf_config` are null. No pickle, no patient data,
+    no absolute paths.
 
     Args:
         path: the file, or a folder, which then gets model.safetensors.
@@ -55,21 +69,22 @@ def save_model(
     path = Path(path)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
-    objective = recipe["objective"]
+    has_text = isinstance(network, DualEncoder)
+    assert not has_text or tokenizer is not None
     card = _without_folders(
         {
             **(extra or {}),
-            "format": FORMAT,
+            "format": 1 if has_text else 2,
             "medfm_version": version("medfm"),
             "encoder": recipe["encoder"],
-            "dual": {key: objective[key] for key in DualConfig.model_fields if key in objective},
+            "dual": _dual_part(recipe["objective"]) if has_text else None,
             "preprocess": recipe["preprocess"],
             "recipe": dict(recipe),
-            "hf_config": getattr(dual.text_encoder, "hf_config", None),
+            "hf_config": getattr(getattr(network, "text_encoder", None), "hf_config", None),
         }
     )
-    card["tokenizer"] = tokenizer.to_state()
+    card["tokenizer"] = tokenizer.to_state() if has_text and tokenizer is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        save_file(plain_tensors(dual), temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(card, default=str)})
+        save_file(plain_tensors(network), temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(card, default=str)})
     return path

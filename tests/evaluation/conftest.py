@@ -65,7 +65,8 @@ class BrightnessModel:
     """The interface of `medfm.weights.model.Model` with planted answers. Random weights (`random_like`) see nothing."""
 
     def __init__(self, blind: bool = False) -> None:
-        self.dual, self.preprocess, self.blind = _Tokens(), _Contract(), blind
+        self.dual = self.network = _Tokens()
+        self.preprocess, self.blind = _Contract(), blind
         self.device = torch.device("cpu")
         self.card: dict[str, Any] = {"text_kind": "report", "data_cards": ["pictures"]}
 

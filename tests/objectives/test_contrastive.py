@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from medfm.errors import DataError
 from medfm.objectives.config import ContrastiveConfig
 from medfm.objectives.losses import info_nce, sigmoid_loss
+from medfm.transforms.draws import Draws
 
 Make = Callable[..., Any]
 
@@ -101,7 +102,7 @@ def test_no_tokens__says_what_to_do(make_objective: Make, make_batch: Make) -> N
         make_objective()(replace(make_batch(), tokens=None))
 
 
-def test_patch_dropout__in_training_only_and_by_the_generator(make_objective: Make, make_batch: Make) -> None:
+def test_patch_dropout__in_training_only_and_by_the_draws(make_objective: Make, make_batch: Make) -> None:
     objective = make_objective(patch_dropout=0.5)
     seen: list[torch.Size | None] = []
     objective.dual.image_encoder.register_forward_pre_hook(
@@ -109,7 +110,7 @@ def test_patch_dropout__in_training_only_and_by_the_generator(make_objective: Ma
     )
 
     def loss(seed: int) -> float:
-        return float(objective(make_batch(), torch.Generator().manual_seed(seed)).loss.detach())
+        return float(objective(make_batch(), Draws(seed)).loss.detach())
 
     first, other, again = loss(0), loss(1), loss(0)
     assert first == again != other

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medfm.objectives.contrastive import ContrastiveObjective
 from medfm.objectives.grad_cache import encode_in_chunks
+from medfm.transforms.draws import Draws
 from medfm.types import Batch
 
 Make = Callable[..., Any]
@@ -18,7 +19,7 @@ Make = Callable[..., Any]
 
 def step(objective: ContrastiveObjective, batch: Batch, seed: int = 3) -> Tensor:
     torch.manual_seed(seed)
-    loss = objective(batch, torch.Generator().manual_seed(seed)).loss
+    loss = objective(batch, Draws(seed)).loss
     loss.backward()
     return loss.detach()
 
@@ -48,14 +49,15 @@ def test_dropout__second_run_repeats_the_first(make_objective: Make, make_batch:
         for name, parameter in objective.named_parameters():
             parameter -= 1e-8 * found[name]
         torch.manual_seed(3)
-        after = objective(make_batch(), torch.Generator().manual_seed(3)).loss
+        after = objective(make_batch(), Draws(3)).loss
     squared = sum((g**2).sum() for g in found.values())
     torch.testing.assert_close((before - after) / 1e-8, squared, rtol=1e-3, atol=0)
 
 
 def test_generator__draws_inside_a_chunk_are_repeated(make_objective: Make, make_batch: Make, gradients: Make) -> None:
     """`to_float` may draw from the generator it shares with the objective: a chunk sees the same noise in both runs."""
-    generator = torch.Generator()
+    draws = Draws(0)
+    generator = draws.generator
     seen: list[Tensor] = []
 
     def noisy(images: Tensor) -> Tensor:
@@ -63,7 +65,8 @@ def test_generator__draws_inside_a_chunk_are_repeated(make_objective: Make, make
         return images
 
     objective = make_objective(to_float=noisy, cache_chunk=5)
-    objective(replace(make_batch(), text_group=torch.arange(10)), generator.manual_seed(0)).loss.backward()
+    generator.manual_seed(0)
+    objective(replace(make_batch(), text_group=torch.arange(10)), draws).loss.backward()
     first, last, again = seen
     assert torch.equal(first, again)
     assert not torch.equal(first, last)

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from medfm.transforms.augment import Augment, gaussian_blur
 from medfm.transforms.config import AugmentConfig
+from medfm.transforms.draws import Draws
 
 EVERYTHING: dict[str, Any] = {
     "scale": (0.6, 1.0),
@@ -26,7 +27,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def augment(images: torch.Tensor, seed: int = 0, **config: Any) -> torch.Tensor:
-    return Augment(AugmentConfig(**config))(images, torch.Generator().manual_seed(seed))
+    return Augment(AugmentConfig(**config))(images, Draws(seed))
 
 
 def disc(height: int, width: int, radius: float, row: float = 0.0, column: float = 0.0) -> torch.Tensor:
