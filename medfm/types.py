@@ -47,6 +47,7 @@ class Image:
         photometric: polarity as stored; MONOCHROME1 is inverted by the preprocessing contract, after VOI, once.
         windows: the VOI windows the file offers, the first is the default; empty where it offers none.
         last_axis: what a fourth axis means; None for a 3D array. "time, colour" has both, in that order (a cine in colour).
+            "sequence": several series of one examination on one grid, such as T1, T2 and FLAIR.
         oriented: False where the file gives no orientation (PNG, JPEG, a film without one): the affine then holds spacing only.
         spaced: False where the file gives no pixel spacing: 1 mm is then a placeholder.
         bits_stored: bits of the stored value, None where unknown.
@@ -61,7 +62,7 @@ class Image:
     source: str
     photometric: Photometric = "MONOCHROME2"
     windows: tuple[Window, ...] = ()
-    last_axis: Literal["time", "colour", "time, colour"] | None = None
+    last_axis: Literal["time", "colour", "time, colour", "sequence"] | None = None
     oriented: bool = True
     spaced: bool = True
     bits_stored: int | None = None

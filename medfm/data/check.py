@@ -198,9 +198,11 @@ def _exists(path: Path) -> bool:
 
 def _inside(image: str, root: Path) -> bool:
     """Whether a path stays below the root, by its words alone: a link is its owner's choice."""
+    from medfm.io.sequences import split_sequences
+
     home = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(home, image))
-    return path == home or path.startswith(home.rstrip(os.sep) + os.sep)
+    paths = [os.path.normpath(part) for part in split_sequences(os.path.join(home, image))]
+    return all(path == home or path.startswith(home.rstrip(os.sep) + os.sep) for path in paths)
 
 
 def _check_labels(manifest: Manifest, found: dict[str, list[tuple[int, str]]], example: Callable[..., str]) -> None:
@@ -232,6 +234,7 @@ def _check_files(
 ) -> None:
     from medfm.io.load import load_image, peek
     from medfm.io.reference import split_reference
+    from medfm.io.sequences import split_sequences
 
     images, modality = manifest.frame["image"], manifest.frame["modality"]
     # A contract reads files its own way (a tilted gantry resampled, large films at reduced resolution).
@@ -241,7 +244,7 @@ def _check_files(
     def look(row: int) -> tuple[str, str]:
         path = manifest.image_path(row)
         try:
-            if not str(images.at[row]).strip() or not _exists(split_reference(path)[0]):
+            if not str(images.at[row]).strip() or not all(_exists(split_reference(p)[0]) for p in split_sequences(path)):
                 backslash = "\\" in path.name and os.sep == "/"
                 return "missing", " (write / between folders)" if backslash else ""
             if level == "headers":

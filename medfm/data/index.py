@@ -13,6 +13,7 @@ from medfm.data.index_config import IndexConfig
 from medfm.data.index_report import IndexReport, group_reasons, render, write_rejected
 from medfm.data.manifest import LABEL_PREFIX, Manifest, complete, counts, write_manifest
 from medfm.data.scan import Item, Scan, scan
+from medfm.data.sequences import group_sequences
 from medfm.data.splits import assign_split, leaks, position, split_name
 from medfm.data.values import normalise_age, normalise_modality, normalise_sex, normalise_view, parse_label
 from medfm.errors import ConfigError, DataError
@@ -82,7 +83,9 @@ def _from_card(config: IndexConfig, progress: bool) -> IndexReport:
     applied = layouts.apply(root, [i.path for i in found.items], card.layout)
     found.rejected += applied.rejected
     items = [i for i in found.items if i.path in applied.variables]
-    items = _of_modalities(found, items, card.layout.modalities)
+    found.items = _of_modalities(found, items, card.layout.modalities)
+    whole = group_sequences(found, config.sequences) if config.sequences else {}
+    items = found.items
     variables = [applied.variables[i.path] for i in items]
     labels = layouts.label_values(variables, card.layout.labels)
     texts: dict[tuple[str, str], tuple[str, str]] = {}
@@ -102,13 +105,15 @@ def _from_card(config: IndexConfig, progress: bool) -> IndexReport:
                 found.rejected.append((item.path, problem))
                 continue
         row = _Row(
-            item.path,
+            whole.get(item.path, item.path),
             patient=of["patient_id"],
             study=of["study_id"],
             report=report,
             labels={name: column[i] for name, column in labels.items()},
             **{c: of[c] for c in ("view", "modality", "split", "sex", "age", "mask")},
         )
+        if whole:
+            row.view = ""  # of the first sequence alone
         rows.append(_with_header(row, item))
     columns: dict[str, str] = {c: " or ".join(v) for c, v in card.layout.columns.items()}
     if card.layout.reports:
@@ -142,8 +147,9 @@ def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
     if not found.items:
         detail = "; ".join(f"{n:,} {reason}" for reason, (n, _) in list(group_reasons(found.rejected).items())[:5])
         raise DataError(f"no usable image below '{images}'" + (f": {detail}" if detail else ""))
+    whole = group_sequences(found, config.sequences) if config.sequences else {}
     if config.reports is None:
-        rows = [_with_header(_Row(i.path), i) for i in found.items]
+        rows = [_with_header(_Row(whole.get(i.path, i.path)), i) for i in found.items]
         return _finish(config, found, rows, public=False, columns={}, notes=["no report table: reports and labels are empty"])
     from medfm.data.join import find_join
     from medfm.data.table import read_table
@@ -154,6 +160,8 @@ def _from_table(config: IndexConfig, progress: bool) -> IndexReport:
     other = {columns[r] for r in ("mask", "split", "view", "sex", "age", "modality") if r in columns} | set(columns["labels"])
     join = find_join(found.items, frame, config.on, config.match, Path(config.reports).name, other)
     rows = _joined_rows(config, found, frame, join, columns)
+    for row in rows:
+        row.path = whole.get(row.path, row.path)
     used = {i for r in join.rows for i in r}
     notes = [f"{masks:,} files are masks of the column '{columns['mask']}'"] if masks else []
     if len(used) < len(frame):

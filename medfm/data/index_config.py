@@ -64,6 +64,10 @@ class IndexConfig(EngineConfig):
     check_files: Literal["headers", "decode", "none"] = Field(
         default="headers", description="read every header; decode every image; or trust names (cards only)"
     )
+    sequences: Names = Field(
+        default=(),
+        description="endings of file names that together are one image with channels, e.g. [_t1.nii.gz, _t2.nii.gz]",
+    )
     tilt: Literal["refuse", "resample"] = Field(
         default="refuse", description="gantry tilt: reject the series, or keep it for preprocess.tilt=resample"
     )
@@ -82,6 +86,8 @@ class IndexConfig(EngineConfig):
             ]
             if taken:
                 raise ValueError(f"the card says which columns are what: leave out {', '.join(taken)}")
+        if len(self.sequences) == 1 or len(set(self.sequences)) < len(self.sequences) or "" in self.sequences:
+            raise ValueError(f"sequences must be two or more different endings of file names, got {list(self.sequences)}")
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"fractions must sum to 1, got {list(self.fractions)}")
         if self.out.suffix not in (".parquet", ".csv"):

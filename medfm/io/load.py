@@ -13,6 +13,7 @@ from medfm.io.header import ImageHeader
 from medfm.io.nifti import is_nifti_name, peek_nifti, read_nifti
 from medfm.io.picture import PICTURE_SUFFIXES, peek_picture, read_picture
 from medfm.io.reference import join_reference, split_reference
+from medfm.io.sequences import split_sequences, stack_headers, stack_sequences
 from medfm.types import Image
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def load_image(
 
     Args:
         path: the file or folder, or a reference: `folder#series=KEY` for one series of a folder that mixes several, and
-            `path#volume=3` for one volume, counted from 0, of a series with a time axis.
+            `path#volume=3` for one volume, counted from 0, of a series with a time axis. `T1.nii.gz|T2.nii.gz` stacks several
+            sequences as channels, see `medfm.io.sequences`.
         modality: what a manifest knows of files that cannot say it themselves (NIfTI, PNG, JPEG, DICOM "OT"). "CT" on a NIfTI
             file makes its values Hounsfield units. A DICOM file's own modality is never overruled.
         tilt: what to do with a stack taken with a tilted gantry: "refuse" it, or "resample" it onto a rectangular grid.
@@ -77,6 +79,9 @@ def load_image(
     Raises:
         DataError: the file is missing, damaged or of a kind that is refused; the sentence names it and the reason.
     """
+    parts = split_sequences(path)
+    if len(parts) > 1:
+        return stack_sequences([load_image(part, modality, tilt, min_size) for part in parts], str(path))
     path, selectors = _checked(path)
     if path.is_dir():
         from medfm.io.folder import read_reference
@@ -129,6 +134,9 @@ def peek(path: str | Path) -> ImageHeader:
     Raises:
         DataError: the file is missing, empty or no image.
     """
+    parts = split_sequences(path)
+    if len(parts) > 1:
+        return stack_headers([peek(part) for part in parts])
     path, selectors = _checked(path)
     if path.is_dir() or "series" in selectors:
         from medfm.io.folder import peek_reference

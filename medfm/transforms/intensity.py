@@ -60,6 +60,9 @@ def unit_channels(image: Image, array: np.ndarray, config: PreprocessConfig) -> 
     """`to_unit_range` with channels first: (C, k, j, i). C is 3 for colour, the number of HU windows for CT, else 1."""
     if image.last_axis == "colour":
         return to_unit_range(image, array, config).transpose(3, 2, 1, 0)
+    if image.last_axis == "sequence":  # each has a scale of its own
+        layers = np.moveaxis(array, -1, 0)
+        return np.stack([to_unit_range(image, layer, config).transpose(2, 1, 0) for layer in layers])
     windows = config.hu_windows if window_of(image, config) == "hu" else (None,)
     if len(windows) == 1:
         return to_unit_range(image, array, config).transpose(2, 1, 0)[None]

@@ -20,6 +20,7 @@ import numpy as np
 from medfm.data.store.records import halves
 from medfm.errors import DataError
 from medfm.io.reference import split_reference
+from medfm.io.sequences import BETWEEN, split_sequences
 
 State = tuple[int, int]
 """(bytes, time of modification in ns); of a folder, of its files together."""
@@ -38,7 +39,11 @@ def name_keys(names: Sequence[str], modalities: Sequence[str]) -> np.ndarray:
 
 
 def state_of(path: str | Path) -> State:
-    """The state of a reference's file or folder; (0, 0) where there is none."""
+    """The state of a reference's file or folder, or of several together; (0, 0) where there is none."""
+    parts = split_sequences(path) if BETWEEN in os.fspath(path) else []
+    if len(parts) > 1:
+        states = [state_of(part) for part in parts]
+        return _MISSING if _MISSING in states else _together(states)
     try:
         base = split_reference(path)[0] if "#" in os.fspath(path) else path
         found = os.stat(base)
@@ -51,12 +56,17 @@ def state_of(path: str | Path) -> State:
     return sum(size for _, size, _ in files), int.from_bytes(digest, "little", signed=True)
 
 
+def _together(states: Sequence[State]) -> State:
+    digest = hashlib.blake2b(repr(states).encode(), digest_size=8).digest()
+    return sum(size for size, _ in states), int.from_bytes(digest, "little", signed=True)
+
+
 def states_of(paths: Sequence[str | Path]) -> list[State]:
     """`state_of` of each, on threads: a network's answer takes long, and many may be asked for at once."""
 
     def base(path: str) -> str:
         try:
-            return os.fspath(split_reference(path)[0]) if "#" in path else path
+            return os.fspath(split_reference(path)[0]) if "#" in path and BETWEEN not in path else path
         except DataError:
             return path
 
@@ -84,6 +94,10 @@ def content_key(path: str | Path, modality: str) -> tuple[int, int]:
     Raises:
         OSError: it cannot be read.
     """
+    parts = split_sequences(path)
+    if len(parts) > 1:
+        keys = repr([content_key(part, modality) for part in parts])
+        return halves(hashlib.sha256(keys.encode()).digest())
     base, selectors = split_reference(path)
     digest = _folder_digest(str(base), state_of(base)) if base.is_dir() else _file_digest(base)
     return halves(hashlib.sha256(digest + repr((sorted(selectors.items()), modality)).encode()).digest())
