@@ -91,12 +91,7 @@ def _onto(image: Image, like: Image) -> np.ndarray:
 
     values = image.array.astype(np.float32)
     reference = itk(np.empty(like.shape, np.uint8), like.affine)
-    moved = SimpleITK.Resample(
-        itk(values, image.affine),
-        reference,
-        SimpleITK.Transform(),
-        SimpleITK.sitkLinear,
-        float(values.min()),
-        SimpleITK.sitkFloat32,
-    )
+    around = float(values.min())
+    kind, how = SimpleITK.sitkFloat32, SimpleITK.sitkLinear
+    moved = SimpleITK.Resample(itk(values, image.affine), reference, SimpleITK.Transform(), how, around, kind)
     return SimpleITK.GetArrayFromImage(moved).transpose(2, 1, 0)

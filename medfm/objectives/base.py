@@ -30,6 +30,7 @@ class Parts:
         preprocess: the contract.
         augment: the recipe's changes to training images.
         batch_size: images an optimiser step sees, over all devices and accumulated batches.
+        train_images: images of the training split, 0 where not known.
         tokenizer_config: of the objective, None where it reads no text.
     """
 
@@ -38,6 +39,7 @@ class Parts:
     augment: AugmentConfig
     batch_size: int
     tokenizer_config: ComponentConfig | None = None
+    train_images: int = 0
 
     @cached_property
     def image_encoder(self) -> Any:

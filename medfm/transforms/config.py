@@ -58,7 +58,13 @@ class PreprocessConfig(Config):
         description="without spacing: fit the whole image and pad; stretch to size; fill it and cut the middle; none keeps the "
         "pixels and cuts or pads",
     )
-    channels: int = Field(default=1, ge=1, le=16, description="1 grey, 3 colour (grey is repeated), or the number of `windows`")
+    channels: int = Field(
+        default=1, ge=1, le=16, description="1 grey, 3 colour (grey is repeated), or the number of `windows` or `sequences`"
+    )
+    sequences: tuple[str, ...] = Field(
+        default=(),
+        description="the channels of an image of several sequences, in order, e.g. [T1, T2, FLAIR]; each has its own window",
+    )
     dtype: Literal["uint8", "int16", "float32"] = Field(
         default="uint8", description="storage dtype between loader and device; int16 keeps HU, or [0, 1] in 15 bits"
     )
@@ -119,7 +125,11 @@ class PreprocessConfig(Config):
             raise ValueError("windows are HU windows: they go with window=hu or auto")
         if self.windows and self.channels != len(self.windows):
             raise ValueError(f"{len(self.windows)} windows make {len(self.windows)} channels: set channels={len(self.windows)}")
-        if not self.windows and self.channels not in (1, 3):
+        if self.sequences and (self.windows or self.window in ("hu", "auto")):
+            raise ValueError("sequences go with window=percentile, zscore, minmax or fixed, not with HU windows")
+        if self.sequences and self.channels != len(self.sequences):
+            raise ValueError(f"{len(self.sequences)} sequences make {len(self.sequences)} channels: set channels")
+        if not self.windows and not self.sequences and self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, or the number of windows; got {self.channels}")
         if self.window == "hu" and self.units not in ("", "HU"):
             raise ValueError(f"window=hu takes Hounsfield units, not units={self.units}")

@@ -94,7 +94,7 @@ class Preprocess:
         if len(config.size) == 3:
             array, affine = reorient(array, affine, config.orientation)
         if config.foreground_threshold is not None:
-            shown = array.max(axis=-1) if image.last_axis == "colour" else array
+            shown = array.max(axis=-1) if image.last_axis in ("colour", "sequence") else array
             array = array[foreground_box(shown, config.foreground_threshold)]
         keeps = config.keeps_hounsfield
         x = _clip_hounsfield(array.transpose(2, 1, 0))[None] if keeps else unit_channels(image, array, config)
@@ -124,6 +124,13 @@ class Preprocess:
         _refuse_time(image)
         if min(image.shape) < 1:
             raise DataError(f"'{image.source}' has no pixels: shape {image.shape}")
+        sequences = image.shape[3] if image.last_axis == "sequence" else 0
+        if sequences != len(config.sequences):
+            wanted = f"{len(config.sequences)} ({', '.join(config.sequences)})" if config.sequences else "none"
+            raise DataError(
+                f"'{image.source}' holds {sequences or 'no'} sequences; preprocess.sequences names {wanted}; index with "
+                "sequences=[...] in the order of the contract"
+            )
         slices = image.shape[2]
         if len(config.size) == 2 and slices > 1:
             raise DataError(

@@ -279,9 +279,10 @@ OTHER = {
     "pad_value": 0.5,
     "tilt": "resample",
     "reduced_decode": True,
+    "sequences": ("T1", "T2", "FLAIR"),
 }
 # What a field needs beside it.
-WITH = {"windows": {"window": "hu"}}
+WITH = {"windows": {"window": "hu"}, "sequences": {"window": "minmax", "channels": 3}}
 
 
 def test_hash__changes_with_every_field() -> None:
