@@ -82,6 +82,11 @@ def cache(overrides: Mapping[str, Any]) -> Any:
     return call("cache", None, overrides)
 
 
+def merge(overrides: Mapping[str, Any]) -> Any:
+    """Join the manifests of several data sets. Returns the report."""
+    return call("merge", None, overrides)
+
+
 def _print(*renderables: Any) -> None:
     from rich.console import Console
 
@@ -122,6 +127,10 @@ def run_deidentify(config: Any, quiet: bool) -> Any:
 
 def run_download(config: Any, quiet: bool) -> Any:
     return _run_and_show("medfm.data.download.run", "run_download", quiet, config)
+
+
+def run_merge(config: Any, quiet: bool) -> Any:
+    return _run_and_show("medfm.data.merge", "run_merge", quiet, config)
 
 
 def run_cache(config: Any, quiet: bool) -> Any:

@@ -62,6 +62,13 @@ VERBS = {
             "medfm download card=open_i root=DIR",
         ),
         Verb(
+            "merge",
+            "manifests of several data sets -> one",
+            "medfm.data.merge_config:MergeConfig",
+            "medfm.api:run_merge",
+            "medfm merge manifests=[a.parquet,b.parquet] out=all.parquet",
+        ),
+        Verb(
             "cache",
             "decode and preprocess once, for fast training",
             "medfm.data.store.config:CacheConfig",
