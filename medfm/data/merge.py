@@ -50,12 +50,12 @@ def merge(manifests: Sequence[Manifest], names: Sequence[str]) -> Manifest:
         frame["image"] = [_moved(path, place) for path in frame["image"]]
         frame["mask"] = [(place / path).as_posix() if path else "" for path in frame["mask"]]
         for column in ("patient_id", "study_id"):
-            frame[column] = ["/".join((name, str(value))) if value else "" for value in frame[column]]
+            frame[column] = [f"{name}/{value}" if value else "" for value in frame[column]]
         frames.append(frame)
     frame = complete(pd.concat(frames, ignore_index=True))
     twice = frame.index[frame["image"].duplicated()]
     if len(twice):
-        raise DataError(f"{len(twice):,} images are in two of the manifests, first: '{frame.at[twice[0], 'image']}'")
+        raise DataError(f"{len(twice):,} images are in two of the manifests, first: '{frame['image'][twice[0]]}'")
     meta = _meta([manifest.meta for manifest in manifests])
     return Manifest(frame, root, {**meta, "counts": counts(frame), "merged": list(names)})
 
