@@ -1,20 +1,22 @@
 """Random changes of a training batch, batched and on the batch's device.
 
-All geometry is one affine grid and one `grid_sample`, so pixels are interpolated once; blur is a batched separable
-convolution (torchvision's takes 3.3 ms an image). Every number comes from the draws that are handed in: same seed, same
-result, on any number of devices.
+All geometry is one resampling, so pixels are interpolated once. Every number comes from the draws that are handed in: same
+seed, same result, on any number of devices.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, conv2d, conv3d, grid_sample, pad
 
-from medfm.transforms.config import AugmentConfig
+from medfm.transforms import photometric
+from medfm.transforms.boxes import Boxes, box_shares, cut_boxes
+from medfm.transforms.config import AugmentConfig, Pair
 from medfm.transforms.draws import Draws
 
 if TYPE_CHECKING:
@@ -24,24 +26,28 @@ if TYPE_CHECKING:
 class Augment:
     """Apply an `AugmentConfig` to float images in [0, 1], that is between `Preprocess.to_unit` and `Preprocess.normalise`.
 
-    Order: scale, ratio, rotation, translation, flip (one resampling; outside is 0, black) -> blur -> contrast -> brightness
-    -> noise -> clip to [0, 1]. Each image of the batch gets numbers of its own. In 3D rotation turns the H-W plane (axial
-    slices), `ratio` is that of W to H, and `scale` is the share of the volume.
+    Order: window jitter (in `prepare`, before values are clipped) -> scale, ratio, rotation, translation, flip (one resampling;
+    outside is 0, black) -> blur -> gamma -> contrast, gain, brightness -> colour -> noise -> clip to [0, 1] -> solarise. Each
+    image of the batch gets numbers of its own. In 3D rotation turns the H-W plane (axial slices), and `scale` is the share of
+    the volume.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
-        self.moves = tuple(config.scale) != (1.0, 1.0) or any((config.rotate, config.translate, config.flip))
-        self.identity = not (self.moves or any((config.brightness, config.contrast, config.blur, config.noise)))
+        self.moves = config.scale != (1.0, 1.0) or any((config.rotate, config.translate, config.flip))
+        self.blurs = bool(config.blur[1] and config.blur_p)
+        self.intensity = Intensity(config)
+        self.identity = not (self.moves or self.blurs or self.intensity.acts(config.jitter_p, config.solarize_p))
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, C, *spatial) float in [0, 1] -> the same shape. A config that changes nothing returns `images` itself.
+        """(B, C, *spatial) float in [0, 1] -> the same shape, without window jitter. A config that changes nothing returns
+        `images` itself.
 
         Random numbers are made on the draws' device; give one on the images' device to keep noise from being copied.
 
         Raises:
             TypeError: the images are integers.
-            ValueError: the images are neither 2D nor 3D.
+            ValueError: the images are neither 2D nor 3D, or colour is to be changed where there is none.
         """
         if self.identity:
             return images
@@ -49,96 +55,138 @@ class Augment:
             raise TypeError(f"augment takes float images in [0, 1], got {images.dtype}; call Preprocess.to_unit first")
         if images.ndim not in (4, 5):
             raise ValueError(f"augment takes (B, C, H, W) or (B, C, D, H, W), got shape {tuple(images.shape)}")
+        config, count = self.config, len(images)
         if self.moves:
-            theta = self._affine(images, draws)
-            grid = affine_grid(theta, list(images.shape), align_corners=False).to(images.dtype)
-            images = grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        if self.config.blur:
-            images = gaussian_blur(images, self._uniform(images, draws, 0.0, self.config.blur), self.config.blur)
-        return self._intensity(images, draws)
+            images = self._move(images, draws)
+        if self.blurs:
+            sigma = blur_sigma(draws.rand(count, 2).to(images.device), config.blur, config.blur_p)
+            images = photometric.gaussian_blur(images, sigma, config.blur[1])
+        if self.intensity.acts(config.jitter_p, config.solarize_p):
+            numbers = self.intensity.draw(
+                draws.rand(count, Intensity.numbers).to(images.device), config.jitter_p, config.solarize_p
+            )
+            noise = draws.noise(*images.shape).to(images.device) if config.noise else None
+            images = self.intensity(images, numbers, noise)
+        return images
 
     def prepare(self, preprocess: Preprocess, stored: Tensor, draws: Draws | None) -> Tensor:
         """Pixels as the contract stores them, (B, C, *size), to what the network takes; changed where `draws` are given."""
-        images = preprocess.to_unit(stored)
-        return preprocess.normalise(images if draws is None else self(images, draws))
+        if draws is None:
+            return preprocess.to_float(stored)
+        shift = width = None
+        if self.config.window_jitter and self.config.jitter_p:
+            uniform = draws.rand(len(stored), 1 + 2 * preprocess.windows).to(stored.device)
+            shift, width = window_changes(uniform, self.config.window_jitter, self.config.jitter_p)
+        return preprocess.normalise(self(preprocess.to_unit(stored, shift, width), draws))
 
-    def _uniform(self, images: Tensor, draws: Draws, low: float, high: float) -> Tensor:
-        """(B,) float32 on the images' device."""
-        return draws.uniform(len(images), low, high).to(images.device, non_blocking=True)
+    def _move(self, images: Tensor, draws: Draws) -> Tensor:
+        config, (batch, _, *spatial) = self.config, images.shape
+        uniform = draws.rand(batch, 1, BOX_NUMBERS + len(spatial)).to(images.device)
+        ratio = config.ratio if config.scale != (1.0, 1.0) else (1.0, 1.0)
+        boxes = draw_boxes(uniform, config, config.scale, ratio, spatial, spatial)
+        boxes.centre = boxes.centre + (uniform[..., BOX_NUMBERS:] * 4 - 2) * config.translate
+        # Only the grid of turned boxes knows an outside.
+        return cut_boxes(images, boxes, spatial, turned=bool(config.rotate or config.translate), largest=1.0)
 
-    def _affine(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, d, d + 1) maps from output to input coordinates, as `affine_grid` takes them: x (W) first, each side
-        spanning [-1, 1].
+
+BOX_NUMBERS = 10
+
+
+def draw_boxes(
+    uniform: Tensor, config: AugmentConfig, scale: Pair, ratio: Pair, inside: Sequence[int], size: Sequence[int]
+) -> Boxes:
+    """Random boxes for (B, V, BOX_NUMBERS or more) numbers in [0, 1)."""
+    dims = len(inside)
+    area = scale[0] + (scale[1] - scale[0]) * uniform[..., 0]
+    share = box_shares(area, between_logs(uniform[..., 1:dims], *ratio), inside, size)
+    centre = (2 * uniform[..., 3 : 3 + dims] - 1) * (1 - share)
+    angle = (2 * uniform[..., 6] - 1) * math.radians(config.rotate)
+    chance = share.new_tensor([config.flip if axis in config.flip_axes else 0.0 for axis in "WHD"[:dims]])
+    return Boxes(share, centre, angle, uniform[..., 7 : 7 + dims] < chance)
+
+
+def between_logs(uniform: Tensor, low: float, high: float) -> Tensor:
+    """Log-uniform from `low` to `high`: 9:10 is as likely as 10:9."""
+    return low * (high / low) ** uniform
+
+
+def blur_sigma(uniform: Tensor, blur: Pair, p: float | Tensor) -> Tensor:
+    """(N, 2) numbers in [0, 1) -> (N,) sigma, 0 where an image is not blurred."""
+    return torch.where(uniform[:, 0] < p, blur[0] + (blur[1] - blur[0]) * uniform[:, 1], 0.0)
+
+
+def window_changes(uniform: Tensor, strength: float, p: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 1 + 2K) numbers in [0, 1) -> shift and width factor (N, K) of K windows, as `Preprocess.to_unit` takes them."""
+    changed = (uniform[:, 0] < p)[:, None]
+    windows = (uniform.shape[1] - 1) // 2
+    shift = (2 * uniform[:, 1 : 1 + windows] - 1) * strength
+    width = between_logs(uniform[:, 1 + windows :], 1 / (1 + strength), 1 + strength)
+    return torch.where(changed, shift, 0.0), torch.where(changed, width, 1.0)
+
+
+@dataclass
+class IntensityNumbers:
+    """What `Intensity` does to each image; all (N,)."""
+
+    gamma: Tensor
+    contrast: Tensor
+    gain: Tensor
+    shift: Tensor
+    saturation: Tensor
+    hue: Tensor
+    inverted: Tensor | None
+
+
+class Intensity:
+    """Gamma, contrast, gain, brightness, colour, noise and solarising, of whole images or of views."""
+
+    numbers = 9
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self.linear = bool(config.contrast or config.gain or config.brightness)
+
+    def acts(self, jitter_p: float, solarize_p: float) -> bool:
+        """Whether anything can change."""
+        config = self.config
+        jitters = self.linear or config.gamma or config.saturation or config.hue
+        return bool((jitter_p and jitters) or config.greyscale_p or config.noise or solarize_p)
+
+    def draw(
+        self, uniform: Tensor, jitter_p: float | Tensor, solarize_p: float | Tensor, solarizes: bool = True
+    ) -> IntensityNumbers:
+        """(N, numbers) in [0, 1), and probabilities, (N,) where they differ between views.
+
+        `solarizes` says whether any is above 0 of the last, without asking the device.
         """
         config = self.config
-        dims = images.ndim - 2
-        height, width = images.shape[-2:]
-        theta = torch.zeros(len(images), dims, dims + 1, device=images.device)
+        jitter = uniform[:, 0] < jitter_p
+        signed = 2 * uniform - 1
 
-        area = self._uniform(images, draws, *config.scale)
-        if tuple(config.scale) == (1.0, 1.0):
-            ratio = torch.ones_like(area)
-        else:  # log-uniform, so that 9:10 is as likely as 10:9 (torchvision's RandomResizedCrop)
-            ratio = self._uniform(images, draws, *map(math.log, config.ratio)).exp()
-        side = area.pow(1 / dims)
-        # Sides of the crop as shares of (W, H[, D]); a share above 1 would show what is outside.
-        sides = [side * ratio.sqrt(), side / ratio.sqrt(), *[side] * (dims - 2)]
-        sides = [s.clamp(max=1.0) for s in sides]
+        def around(column: int, strength: float, middle: float) -> Tensor:
+            return torch.where(jitter, middle + strength * signed[:, column], middle)
 
-        angle = self._uniform(images, draws, -config.rotate, config.rotate) * (math.pi / 180)
-        cosine, sine = angle.cos(), angle.sin()
-        # Coordinates are in half-sides, so a turn of a picture that is not square carries its proportions.
-        theta[:, 0, 0], theta[:, 0, 1] = cosine, -sine * (height / width)
-        theta[:, 1, 0], theta[:, 1, 1] = sine * (width / height), cosine
-        if dims == 3:
-            theta[:, 2, 2] = 1.0
-        if config.flip:
-            # After the turn, in the output: mirror x, the left-right axis of a film and of a RAS or LPS volume.
-            mirrored = self._uniform(images, draws, 0.0, 1.0) < config.flip
-            theta[:, :, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
-        for axis, share in enumerate(sides):
-            theta[:, axis, :dims] *= share[:, None]
-            room = self._uniform(images, draws, -1.0, 1.0) * (1 - share)
-            shift = self._uniform(images, draws, -2 * config.translate, 2 * config.translate)
-            theta[:, axis, dims] = room + shift
-        return theta
+        gamma = torch.where(jitter, between_logs(uniform[:, 1], 1 / (1 + config.gamma), 1 + config.gamma), 1.0)
+        saturation = torch.where(uniform[:, 7] < config.greyscale_p, 0.0, around(5, config.saturation, 1.0))
+        return IntensityNumbers(
+            gamma=gamma,
+            contrast=around(2, config.contrast, 1.0),
+            gain=around(3, config.gain, 1.0),
+            shift=around(4, config.brightness, 0.0),
+            saturation=saturation,
+            hue=around(6, config.hue, 0.0),
+            inverted=uniform[:, 8] < solarize_p if solarizes else None,
+        )
 
-    def _intensity(self, images: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, numbers: IntensityNumbers, noise: Tensor | None = None) -> Tensor:
+        """(N, C, *spatial) in [0, 1] -> the same, a new tensor or `images` itself; `noise` is standard normal."""
         config = self.config
-        shape = (-1, *[1] * (images.ndim - 1))
-        if not (config.contrast or config.brightness or config.noise):
-            return images
-        if config.contrast:
-            factor = self._uniform(images, draws, 1 - config.contrast, 1 + config.contrast).view(shape).to(images.dtype)
-            mean = images.mean(dim=tuple(range(1, images.ndim)), keepdim=True)
-            images = torch.lerp(mean, images, factor)
-        if config.brightness:
-            images = images + self._uniform(images, draws, -config.brightness, config.brightness).view(shape).to(images.dtype)
-        if config.noise:
-            noise = draws.noise(*images.shape).to(images.device, images.dtype)
-            images = torch.add(images, noise, alpha=config.noise)
-        return images.clamp(0, 1)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Separable Gaussian blur, each image with its own sigma in pixels (voxels); edges are repeated.
-
-    Args:
-        images: (B, C, *spatial) float.
-        sigma: (B,), 0 for no blur.
-        largest: an upper bound of sigma, which sets the kernel's size without asking the device.
-    """
-    radius = max(1, math.ceil(3 * largest))
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    batch, channels, *spatial = images.shape
-    weight = kernel.repeat_interleave(channels, dim=0).to(images.dtype)
-    x = images.reshape(1, batch * channels, *spatial)
-    convolve = conv2d if len(spatial) == 2 else conv3d
-    for axis in range(len(spatial)):
-        ends = [0, 0] * (len(spatial) - 1 - axis) + [radius, radius] + [0, 0] * axis
-        shape = [1] * len(spatial)
-        shape[axis] = 2 * radius + 1
-        x = convolve(pad(x, ends, mode="replicate"), weight.view(batch * channels, 1, *shape), groups=batch * channels)
-    return x.view(batch, channels, *spatial)
+        if config.gamma:
+            images = photometric.adjust_gamma(images, numbers.gamma)
+        if self.linear:
+            images = photometric.adjust_linear(images, numbers.contrast, numbers.gain, numbers.shift)
+        if config.colours:
+            images = photometric.adjust_colour(images, numbers.saturation, numbers.hue)
+        if noise is not None:
+            images = torch.add(images, noise.to(images.dtype), alpha=config.noise).clamp_(0, 1)
+        return images if numbers.inverted is None else photometric.solarize(images, numbers.inverted)

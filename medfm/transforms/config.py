@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from medfm.registry import Config
 
@@ -147,9 +147,20 @@ class PreprocessConfig(Config):
         return self
 
 
+def _up_to(value: Any) -> Any:
+    """A number is the upper end of a range from 0."""
+    return (0.0, value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 class AugmentConfig(Config):
-    """Random changes of a training batch, made on the device but for `crop`. No left-right flip by default: it swaps the
-    heart's side.
+    """Random changes of a training batch, made on the device but for `crop`.
+
+    Objectives that cut views take `rotate`, `flip` and the strengths of what changes intensities from here; boxes and
+    probabilities are those of their `ViewsConfig`, in place of `scale`, `ratio`, `translate` and every `*_p` but `greyscale_p`.
+
+    No flips by default. A flip swaps the heart's side, and any one axis does: front and back swapped are left and right
+    swapped, turned by half a turn. Where reports are read, whose "left" would then be wrong, a flip is refused unless
+    `flip_with_text`.
     """
 
     crop: Literal["center", "random"] = Field(
@@ -157,15 +168,53 @@ class AugmentConfig(Config):
         description="which part of an image larger than preprocess.size training sees; random needs preprocess.spacing or "
         "resize=none, and is drawn anew each epoch, before the batch is made",
     )
-    scale: Pair = Field(default=(1.0, 1.0), description="random resized crop: area kept, as a share")
-    ratio: Pair = (0.9, 1.1)
-    rotate: float = Field(default=0.0, ge=0, le=180, description="degrees, each way")
+    scale: Pair = Field(default=(1.0, 1.0), description="random resized crop: area (volume) kept, as a share")
+    ratio: Pair = Field(default=(0.9, 1.1), description="of the crop's W to its H, log-uniform; in 3D also of D to these two")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="degrees, each way; in 3D axial slices turn in their plane")
     translate: float = Field(default=0.0, ge=0, lt=1, description="share of the side, each way")
-    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a left-right flip")
-    brightness: float = Field(default=0.0, ge=0)
-    contrast: float = Field(default=0.0, ge=0, lt=1)
-    blur: float = Field(default=0.0, ge=0, description="largest Gaussian sigma in pixels")
+    flip: float = Field(
+        default=0.0, ge=0, le=1, description="probability that an axis of `flip_axes` is mirrored; breaks sides"
+    )
+    flip_axes: tuple[Literal["D", "H", "W"], ...] = Field(
+        default=("W",), description="axes that `flip` mirrors, each by itself; W is left-right"
+    )
+    flip_with_text: bool = Field(
+        default=False, description="allow flip where reports are read, though left and right in them become wrong"
+    )
+    jitter_p: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of images that gamma, contrast, gain, brightness and colour change, and by a draw of its own "
+        "window_jitter",
+    )
+    window_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="j moves the intensity window's centre by up to j of its width and multiplies its width by 1/(1+j) to 1+j; "
+        "of stored HU before they are clipped, else of [0, 1], where what the contract's window cut off stays lost",
+    )
+    gamma: float = Field(default=0.0, ge=0, description="exponent between 1/(1+gamma) and 1+gamma, log-uniform")
+    contrast: float = Field(
+        default=0.0, ge=0, lt=1, description="distance from the image's mean times 1 - contrast to 1 + contrast"
+    )
+    gain: float = Field(default=0.0, ge=0, lt=1, description="values times 1 - gain to 1 + gain (torchvision's brightness)")
+    brightness: float = Field(default=0.0, ge=0, description="added to values in [0, 1], each way")
+    saturation: float = Field(default=0.0, ge=0, lt=1, description="colour images: distance from grey times 1 -+ saturation")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="colour images: hue turned by this share of the circle, each way")
+    greyscale_p: float = Field(default=0.0, ge=0, le=1, description="colour images: probability that colour is dropped")
+    blur: Annotated[Pair, BeforeValidator(_up_to)] = Field(
+        default=(0.0, 0.0), description="Gaussian sigma in pixels: a range, or its upper end"
+    )
+    blur_p: float = Field(default=1.0, ge=0, le=1, description="probability of blur")
     noise: float = Field(default=0.0, ge=0, description="standard deviation of added noise, in [0, 1] units")
+    solarize_p: float = Field(default=0.0, ge=0, le=1, description="probability that values of 0.5 and above are inverted")
+
+    @property
+    def colours(self) -> bool:
+        """Whether something is asked for that only colour images have."""
+        return bool(self.saturation or self.hue or self.greyscale_p)
 
     @model_validator(mode="after")
     def _consistent(self) -> AugmentConfig:
@@ -173,4 +222,48 @@ class AugmentConfig(Config):
             raise ValueError(f"scale must be two shares above 0 and at most 1, the lower first, got {list(self.scale)}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be two numbers above 0, the lower first, got {list(self.ratio)}")
+        if not 0 <= self.blur[0] <= self.blur[1]:
+            raise ValueError(f"blur must be one number, or two, the lower first, none below 0; got {list(self.blur)}")
+        if len(set(self.flip_axes)) != len(self.flip_axes) or (self.flip and not self.flip_axes):
+            raise ValueError(f"flip_axes must name axes once each, got {list(self.flip_axes)}")
+        return self
+
+
+Kinds = tuple[float, float, float]
+
+
+class ViewsConfig(Config):
+    """Random crops of each image for objectives that compare views (DINO, SimCLR, MoCo, BYOL, Barlow Twins).
+
+    Each global and local view is a box of the stored image, scaled to the network's size or to `local_size`, and changed in
+    intensity by the strengths of `augment` with the probabilities given here, for the first global view, further ones and
+    local ones. Source of the defaults: DINO (Caron 2021), main_dino.py, with scale as published for ViT-S multi-crop; DINO
+    solarises a fifth of the second views, (0, 0.2, 0), which in a radiograph makes bone and air alike.
+    """
+
+    global_count: int = Field(default=2, ge=1, description="global views an image")
+    global_scale: Pair = Field(default=(0.4, 1.0), description="area (volume) of a global view, as a share of the image's")
+    local_count: int = Field(default=8, ge=0, description="local views an image")
+    local_scale: Pair = Field(default=(0.05, 0.4), description="area (volume) of a local view, as a share of the image's")
+    local_size: tuple[int, ...] | None = Field(
+        default=None, description="pixels of a local view, (H, W) or (D, H, W); default: 3/7 of a global one, in whole patches"
+    )
+    ratio: Pair = Field(default=(3 / 4, 4 / 3), description="of a view's W to its H, log-uniform; in 3D also of D to these two")
+    jitter_p: Kinds = Field(default=(0.8, 0.8, 0.8), description="as augment.jitter_p: first global, further global, local")
+    blur_p: Kinds = Field(default=(1.0, 0.1, 0.5), description="as augment.blur_p: first global, further global, local")
+    solarize_p: Kinds = Field(default=(0.0, 0.0, 0.0), description="as augment.solarize_p: first global, further global, local")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ViewsConfig:
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must be two shares above 0 and at most 1, the lower first, got {[low, high]}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be two numbers above 0, the lower first, got {list(self.ratio)}")
+        for name in ("jitter_p", "blur_p", "solarize_p"):
+            if not all(0 <= p <= 1 for p in getattr(self, name)):
+                raise ValueError(f"{name} must be three probabilities, got {list(getattr(self, name))}")
+        if self.local_size is not None and (len(self.local_size) not in (2, 3) or min(self.local_size) < 1):
+            raise ValueError(f"local_size must be 2 or 3 positive numbers, got {list(self.local_size)}")
         return self

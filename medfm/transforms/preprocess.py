@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ _AIR = -1000.0
 # How much larger than `size` a film decoded at reduced resolution stays. Measured on a real film made 64 to 224 pixels, rms
 # difference from full decoding: at least 4 times as large 0.6 to 1.6 of 255, 2 times 0.7 to 3.8, 1 time 2.2 to 7.8.
 _OVERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Attributes:
+    foreground: of the oriented array, (i, j, k); None where `foreground_threshold` is not set.
+    border: of (*spatial) in the network's axes, within the former; None without `crop_foreground`.
+    """
+
+    foreground: tuple[slice, ...] | None
+    border: tuple[slice, ...] | None
 
 
 class Preprocess:
@@ -88,25 +100,32 @@ class Preprocess:
         Raises:
             DataError: the image contradicts the contract.
         """
+        return self.whole_and_boxes(image)[0]
+
+    def whole_and_boxes(self, image: Image) -> tuple[np.ndarray, Boxes]:
+        """`whole`, and which part of the image it was made of, for masks that must follow (`medfm.transforms.mask`)."""
         config = self.config
         self.check(image)
         array, affine = image.array, image.affine
+        foreground = border = None
         if len(config.size) == 3:
             array, affine = reorient(array, affine, config.orientation)
         if config.foreground_threshold is not None:
             shown = array.max(axis=-1) if image.last_axis in ("colour", "sequence") else array
-            array = array[foreground_box(shown, config.foreground_threshold)]
+            foreground = foreground_box(shown, config.foreground_threshold)
+            array = array[foreground]
         keeps = config.keeps_hounsfield
         x = _clip_hounsfield(array.transpose(2, 1, 0))[None] if keeps else unit_channels(image, array, config)
         x = x[:, 0] if len(config.size) == 2 else x
         if image.last_axis == "colour" and config.channels != 3:
             x = np.tensordot(_LUMA, x, axes=1)[None]
         if config.crop_foreground:
-            x = x[(slice(None), *border_box(self._shown(x)))]
-        x = self._resample(x, affine, image)
+            border = border_box(self._shown(x))
+            x = x[(slice(None), *border)]
+        x = self.resample(x, affine, image)
         if x.shape[0] == 1 < config.stored_channels:
             x = np.repeat(x, config.stored_channels, axis=0)
-        return np.ascontiguousarray(self._store(x))
+        return np.ascontiguousarray(self._store(x)), Boxes(foreground, border)
 
     def fit(self, whole: np.ndarray, start: Sequence[int] | None = None) -> np.ndarray:
         """Cut `whole`'s box of `size` at `start` (default: its middle), or pad it to `size`. A view where nothing is padded."""
@@ -153,7 +172,7 @@ class Preprocess:
             return x
         return to_range(x, min(low for low, _ in self.config.hu_windows), max(high for _, high in self.config.hu_windows))
 
-    def _resample(self, x: np.ndarray, affine: np.ndarray, image: Image) -> np.ndarray:
+    def resample(self, x: np.ndarray, affine: np.ndarray, image: Image) -> np.ndarray:
         """(C, *spatial) to the contract's spacing, or by `resize` to within `size`."""
         config = self.config
         size = config.size
@@ -195,32 +214,66 @@ class Preprocess:
             return self._store(np.concatenate([to_range(np.array([value]), *window) for window in config.hu_windows]))
         return self._store(np.array([value], np.float32))
 
-    def to_unit(self, batch: torch.Tensor) -> torch.Tensor:
+    @property
+    def windows(self) -> int:
+        """Intensity windows that `to_unit` applies: those of stored HU, else one, [0, 1]."""
+        return len(self.config.hu_windows) if self.config.keeps_hounsfield else 1
+
+    @property
+    def black(self) -> float:
+        """The lowest stored value."""
+        return HU_STORED[0] if self.config.keeps_hounsfield else 0.0
+
+    def to_unit(
+        self, batch: torch.Tensor, shift: torch.Tensor | None = None, width: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(B, C, *size) in storage dtype -> float32 in [0, 1] with the network's channels, on the batch's device.
+
+        Args:
+            batch: stored pixels.
+            shift: (B, `windows`), moves each image's windows, in widths of theirs; given with `width`.
+            width: (B, `windows`), makes them wider. Of stored HU this is the choice of another window, from before anything is
+                clipped. Where [0, 1] is stored, the contract's window has clipped already, and [0, 1] is the window.
 
         Raises:
             ValueError: the batch has a dtype that is not stored.
         """
+        return self.unit_of(batch.to(torch.float32), batch.dtype, shift, width)
+
+    def unit_of(
+        self,
+        values: torch.Tensor,
+        dtype: torch.dtype,
+        shift: torch.Tensor | None = None,
+        width: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`to_unit` of stored values that are float32 already, for example interpolated; `dtype` is that of storage. Values of
+        integer storage are overwritten."""
         config = self.config
-        if batch.dtype == torch.uint8:
-            return batch.to(torch.float32).div_(255)
-        if batch.dtype != torch.int16:
-            if not batch.is_floating_point():
-                raise ValueError(f"stored pixels are uint8, int16 or float, not {batch.dtype}")
-            return batch.to(torch.float32)
-        values = batch.to(torch.float32)
-        if not config.keeps_hounsfield:
-            return values.div_(_TOP)
-        windows = config.hu_windows
-        if len(windows) == 1:
-            (low, high) = windows[0]
+        if dtype == torch.uint8:
+            top = 255.0
+        elif dtype == torch.int16:
+            top = float(_TOP)
+        elif dtype.is_floating_point:
+            top = 1.0
+        else:
+            raise ValueError(f"stored pixels are uint8, int16 or float, not {dtype}")
+        hounsfield = config.keeps_hounsfield and dtype == torch.int16
+        if not hounsfield and shift is None:
+            return values if top == 1 else values.div_(top)
+        windows = config.hu_windows if hounsfield else ((0.0, top),)
+        if shift is None and len(windows) == 1:
+            low, high = windows[0]
             unit = values.sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
-            return unit.expand(-1, config.channels, *[-1] * (unit.ndim - 2))
-        shape = (1, -1, *[1] * (values.ndim - 2))
-        low_, scale = (
-            values.new_tensor(v).view(shape) for v in ([w[0] for w in windows], [1 / (w[1] - w[0]) for w in windows])
-        )
-        return values.sub(low_).mul_(scale).clamp_(0, 1)
+        else:
+            lows, widths = (values.new_tensor(v)[None] for v in ([w[0] for w in windows], [w[1] - w[0] for w in windows]))
+            if shift is not None and width is not None:
+                middle = lows + widths * (0.5 + shift)
+                widths = widths * width
+                lows = middle - widths / 2
+            shape = (-1, len(windows), *[1] * (values.ndim - 2))
+            unit = values.sub(lows.view(shape)).mul_((1 / widths).view(shape)).clamp_(0, 1)
+        return unit.expand(-1, config.channels, *[-1] * (unit.ndim - 2)) if hounsfield else unit
 
     def normalise(self, unit: torch.Tensor) -> torch.Tensor:
         """(x - mean) / std of (B, C, *size) in [0, 1]; a new tensor."""

@@ -8,21 +8,26 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.ndimage import gaussian_filter
 
-from medfm.transforms.augment import Augment, gaussian_blur
-from medfm.transforms.config import AugmentConfig
+from medfm.transforms.augment import Augment
+from medfm.transforms.config import AugmentConfig, PreprocessConfig
 from medfm.transforms.draws import Draws
+from medfm.transforms.preprocess import Preprocess
 
 EVERYTHING: dict[str, Any] = {
     "scale": (0.6, 1.0),
     "rotate": 15.0,
     "translate": 0.1,
     "flip": 0.5,
-    "brightness": 0.1,
+    "jitter_p": 0.8,
+    "gamma": 0.5,
     "contrast": 0.2,
+    "gain": 0.2,
+    "brightness": 0.1,
     "blur": 1.0,
+    "blur_p": 0.5,
     "noise": 0.05,
+    "solarize_p": 0.2,
 }
 
 
@@ -95,7 +100,7 @@ def test_rotate__keeps_circles_round_and_at_their_distance() -> None:
 def test_rotate__turns_axial_slices_alone_in_3d() -> None:
     volume = torch.zeros(1, 1, 5, 31, 31)
     volume[0, 0, 1] = disc(31, 31, 4.0, column=8.0)[0, 0]
-    out = augment(volume, rotate=90.0)[0, 0]
+    out = augment(volume, 3, rotate=90.0)[0, 0]
     assert float(out[[0, 2, 3, 4]].abs().max()) < 1e-4
     row, column = centre(out[1])
     assert np.hypot(row, column) == pytest.approx(8, abs=0.3)
@@ -141,16 +146,88 @@ def test_noise__has_the_asked_spread() -> None:
     assert float(out.mean()) == pytest.approx(0.5, abs=0.005)
 
 
-@pytest.mark.parametrize("spatial", [(30, 40), (12, 20, 16)])
-def test_gaussian_blur__equals_scipy(spatial: tuple[int, ...]) -> None:
-    images = torch.rand(3, 2, *spatial, dtype=torch.float64)
-    sigma = torch.tensor([0.0, 0.7, 1.5])
-    out = gaussian_blur(images, sigma, largest=1.5)
-    np.testing.assert_allclose(out[0], images[0], atol=1e-12)
-    for n in (1, 2):
-        for channel in range(2):
-            expected = gaussian_filter(images[n, channel].numpy(), float(sigma[n]), mode="nearest", radius=5)
-            np.testing.assert_allclose(out[n, channel], expected, atol=1e-6)
+def test_probabilities__are_met_and_leave_the_others_alone() -> None:
+    images = torch.rand(400, 1, 6, 6) * 0.4 + 0.3
+    for config in ({"jitter_p": 0.3, "brightness": 0.2}, {"blur_p": 0.3, "blur": (0.5, 1.0)}, {"solarize_p": 0.3}):
+        out = augment(images, **config)
+        changed = (out != images).flatten(1).any(1)
+        assert 80 < int(changed.sum()) < 160
+        torch.testing.assert_close(out[~changed], images[~changed], rtol=0, atol=0)
+
+
+def test_gamma__is_log_uniform_about_one() -> None:
+    images = torch.full((500, 1, 2, 2), 0.5)
+    exponent = augment(images, gamma=1.0)[:, 0, 0, 0].log() / np.log(0.5)
+    assert 0.5 <= float(exponent.min()) < 0.52
+    assert 1.95 < float(exponent.max()) <= 2.0
+    assert float(exponent.log().mean()) == pytest.approx(0, abs=0.06)
+
+
+def test_flip_axes__each_by_itself() -> None:
+    volumes = torch.rand(1, 1, 4, 5, 6).expand(300, -1, -1, -1, -1)
+    out = augment(volumes, flip=0.5, flip_axes=("D", "W"))
+    seen = [out.sub(volumes.flip(dims) if dims else volumes).abs().flatten(1).amax(1) < 1e-5 for dims in ([], [2], [4], [2, 4])]
+    assert all(45 < int(s.sum()) < 110 for s in seen)
+    assert int(torch.stack(seen).sum()) == 300
+
+
+def test_scale__area_is_kept_where_the_ratio_does_not_fit() -> None:
+    # A ramp's slope in the crop is the share of that side; the product is the area.
+    image = torch.stack([torch.linspace(0, 1, 64).expand(64, 64), torch.linspace(0, 1, 64)[:, None].expand(64, 64)])
+    out = augment(image.expand(50, -1, -1, -1), scale=(0.8, 0.8), ratio=(0.5, 2.0))[..., 8:-8, 8:-8]
+    width, height = out[:, 0].diff(dim=-1).mean((1, 2)) * 63, out[:, 1].diff(dim=-2).mean((1, 2)) * 63
+    np.testing.assert_allclose(width * height, 0.8, atol=0.01)
+    assert float(width.max()) < 1.01
+    assert float(width.min()) < 0.85
+
+
+def test_call__devices_share_the_numbers_of_one() -> None:
+    images = torch.rand(6, 1, 16, 16)
+    whole = augment(images, 5, **EVERYTHING)
+    for rank in range(3):
+        own = slice(2 * rank, 2 * rank + 2)
+        part = Augment(AugmentConfig(**EVERYTHING))(images[own], Draws(5, rank=rank, world=3))
+        torch.testing.assert_close(part, whole[own], rtol=0, atol=1e-6)  # convolutions sum in an order of their own
+
+
+def test_colour__changes_colours_and_keeps_greys() -> None:
+    images = torch.rand(8, 3, 8, 8) * 0.4 + 0.3
+    out = augment(images, saturation=0.5, hue=0.2)
+    assert not torch.allclose(out, images, atol=0.02)
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment(grey, saturation=0.5, hue=0.2), grey, atol=1e-3, rtol=0)
+    dropped = augment(images, greyscale_p=1.0)
+    torch.testing.assert_close(dropped[:, 0], dropped[:, 2], atol=1e-5, rtol=0)
+
+
+def test_prepare__window_jitter_moves_the_window_before_values_are_clipped() -> None:
+    windows = ((-1000.0, 400.0), (-160.0, 240.0))
+    preprocess = Preprocess(PreprocessConfig(size=(4, 8), window="hu", dtype="int16", windows=windows, channels=2))
+    stored = torch.arange(-1024, 1024, 64, dtype=torch.int16).view(1, 1, 4, 8).expand(20, -1, -1, -1)
+    unit = Augment(AugmentConfig(window_jitter=0.3)).prepare(preprocess, stored, Draws(0)) * 0.25 + 0.5
+    for channel, (low, high) in enumerate(windows):
+        for image in unit[:, channel].flatten(1):
+            inside = (image > 0) & (image < 1)
+            # Inside, still a line through HU, with the slope and the middle of another window.
+            slope, offset = np.polyfit(stored[0].flatten()[inside], image[inside], 1)
+            assert 1 / 1.3 - 1e-3 <= 1 / (slope * (high - low)) <= 1.3 + 1e-3
+            assert abs((0.5 - offset) / slope - (low + high) / 2) <= 0.3 * (high - low) + 1
+            torch.testing.assert_close(image, (stored[0].flatten() * slope + offset).clamp(0, 1).float(), atol=1e-4, rtol=0)
+    plain = Augment(AugmentConfig()).prepare(preprocess, stored, Draws(0))
+    torch.testing.assert_close(plain, preprocess.to_float(stored), rtol=0, atol=0)
+    torch.testing.assert_close(Augment(AugmentConfig(window_jitter=0.3)).prepare(preprocess, stored, None), plain)
+
+
+def test_prepare__window_jitter_of_films_acts_on_what_is_stored() -> None:
+    preprocess = Preprocess(PreprocessConfig(size=(1, 256)))
+    stored = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(40, -1, -1, -1)
+    unit = Augment(AugmentConfig(window_jitter=0.2, jitter_p=0.5)).prepare(preprocess, stored, Draws(0)) * 0.25 + 0.5
+    ramp = torch.linspace(0, 1, 256)
+    same = (unit[:, 0, 0] - ramp).abs().amax(1) < 1e-6
+    assert 8 < int(same.sum()) < 32
+    assert (unit.diff(dim=-1) >= 0).all()
+    middles = (unit[~same, 0, 0, 127] - 0.5).abs()
+    assert 0.02 < float(middles.max()) <= 0.2 * 1.2 + 0.01
 
 
 def test_call__bfloat16() -> None:
@@ -164,9 +241,27 @@ def test_call__refuses() -> None:
         augment(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), noise=0.1)
     with pytest.raises(ValueError, match=r"\(4, 4\)"):
         augment(torch.zeros(4, 4), noise=0.1)
+    with pytest.raises(ValueError, match="3 channels, not 1"):
+        augment(torch.zeros(1, 1, 4, 4), hue=0.1)
 
 
-@pytest.mark.parametrize("bad", [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.5)}, {"scale": (0.5, 1.5)}, {"ratio": (0.0, 1.0)}])
+def test_config__one_number_is_a_range_from_zero() -> None:
+    assert AugmentConfig(blur=2).blur == (0.0, 2.0)
+    assert AugmentConfig.model_validate(AugmentConfig(blur=(0.1, 2)).model_dump(mode="json")).blur == (0.1, 2.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"blur": (2.0, 1.0)},
+        {"flip": 0.5, "flip_axes": ()},
+        {"flip_axes": ("W", "W")},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.9, 0.5)},
+        {"scale": (0.5, 1.5)},
+        {"ratio": (0.0, 1.0)},
+    ],
+)
 def test_config__refuses(bad: dict) -> None:
     with pytest.raises(ValidationError):
         AugmentConfig(**bad)

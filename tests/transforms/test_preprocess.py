@@ -562,3 +562,29 @@ def test_load__reduced_decoding_stays_close_on_a_real_film(data_dir: Path) -> No
     assert reduced.load(path).shape[0] <= full.load(path).shape[0] // 4
     difference = reduced(reduced.load(path)) - full(full.load(path))
     assert np.sqrt(np.mean(difference**2)) < 2 / 255
+
+
+@pytest.mark.parametrize("windows", [((-1000.0, 400.0),), ((-1000.0, 400.0), (-160.0, 240.0), (-500.0, 1500.0))])
+def test_to_unit__moved_windows_by_hand(windows: tuple[tuple[float, float], ...]) -> None:
+    preprocess = Preprocess(PreprocessConfig(size=(2, 3), window="hu", dtype="int16", windows=windows, channels=len(windows)))
+    stored = torch.randint(-1024, 3071, (4, 1, 2, 3), dtype=torch.int16)
+    shift, width = torch.rand(4, preprocess.windows) - 0.5, torch.rand(4, preprocess.windows) + 0.5
+    unit = preprocess.to_unit(stored, shift, width)
+    for n in range(4):
+        for k, (low, high) in enumerate(windows):
+            whole = (high - low) * float(width[n, k])
+            middle = (low + high) / 2 + float(shift[n, k]) * (high - low)
+            expected = np.clip((stored[n, 0].numpy() - middle) / whole + 0.5, 0, 1)
+            np.testing.assert_allclose(unit[n, k], expected, atol=1e-5)
+    nothing = torch.zeros(4, preprocess.windows), torch.ones(4, preprocess.windows)
+    torch.testing.assert_close(preprocess.to_unit(stored, *nothing), preprocess.to_unit(stored), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [("uint8", 255), ("int16", 32767), ("float32", 1)])
+def test_to_unit__moved_window_of_stored_shares(dtype: str, top: int) -> None:
+    preprocess = Preprocess(PreprocessConfig(size=(1, 5), dtype=dtype))
+    stored = (torch.tensor([0, 0.2, 0.5, 0.8, 1]) * top).round() if top > 1 else torch.tensor([0, 0.2, 0.5, 0.8, 1])
+    stored = stored.to(getattr(torch, dtype)).view(1, 1, 1, 5)
+    assert preprocess.windows == 1
+    narrow = preprocess.to_unit(stored, torch.tensor([[0.1]]), torch.tensor([[0.5]]))  # from 0.35 to 0.85
+    np.testing.assert_allclose(narrow.flatten(), [0, 0, 0.3, 0.9, 1], atol=0.005)
