@@ -30,10 +30,11 @@ _LAZY = {
     "deidentify": "medfm.api",
     "download": "medfm.api",
     "cache": "medfm.api",
+    "merge": "medfm.api",
 }
 
 if TYPE_CHECKING:
-    from medfm.api import cache, deidentify, doctor, download, embed, evaluate, index, phantom, pretrain
+    from medfm.api import cache, deidentify, doctor, download, embed, evaluate, index, merge, phantom, pretrain
     from medfm.data.manifest import read_manifest
     from medfm.errors import MedfmError
     from medfm.evaluation.zero_shot import ZeroShotClassifier
@@ -59,6 +60,7 @@ __all__ = [
     "load_image",
     "load_mask",
     "load_model",
+    "merge",
     "phantom",
     "pretrain",
     "read_manifest",

@@ -116,7 +116,13 @@ def component(registry: Registry) -> Any:
     return Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(registry.parse), ComponentField(registry)]
 
 
+def optional_component(registry: Registry) -> Any:
+    """As `component`, for a field that may hold none: its default is None."""
+    return Annotated[SerializeAsAny[ComponentConfig] | None, BeforeValidator(registry.parse), ComponentField(registry)]
+
+
 ENCODERS = Registry("encoder", "medfm.encoders.config")
 TEXT_ENCODERS = Registry("text encoder", "medfm.encoders.config")
 TOKENIZERS = Registry("tokenizer", "medfm.text.config")
 OBJECTIVES = Registry("objective", "medfm.objectives.config")
+LAUNCHERS = Registry("launcher", "medfm.training.config")

@@ -30,7 +30,13 @@ class Resolved(Generic[M]):
     parents: list[Path] = field(default_factory=list)
 
 
-def resolve(model: type[M], verb: str, recipe: str | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved[M]:
+def resolve(
+    model: type[M],
+    verb: str,
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    files: bool = True,
+) -> Resolved[M]:
     """The configuration of a verb.
 
     Args:
@@ -38,6 +44,7 @@ def resolve(model: type[M], verb: str, recipe: str | None = None, overrides: Map
         verb: the folder under `recipes/` that a recipe's name is searched in.
         recipe: a recipe's name or path, or None.
         overrides: dotted keys to values; the last word.
+        files: files that will be read must be there.
 
     Raises:
         ConfigError: with every problem of the recipe and the overrides, each with its line.
@@ -51,7 +58,7 @@ def resolve(model: type[M], verb: str, recipe: str | None = None, overrides: Map
         tree = merge(tree, layer.tree, model)
     tree = nest(overrides, model, tree)
     tree = _interpolate(tree, title)
-    problems, config = _validate(tree, model)
+    problems, config = _validate(tree, model, files=files)
     if problems:
         placed = [Problem(p.path, p.message, _where(p.path, layers, overrides)) for p in problems]
         raise ConfigError(report(placed, title))
@@ -167,7 +174,7 @@ def _interpolate(tree: Tree, title: str) -> Tree:
 
 
 def _validate(
-    tree: Mapping[str, Any], model: type[M], root: type[Config] | None = None, prefix: str = ""
+    tree: Mapping[str, Any], model: type[M], root: type[Config] | None = None, prefix: str = "", files: bool = True
 ) -> tuple[list[Problem], M | None]:
     """Components first, each by its own schema, so that every problem keeps its own path; then the whole."""
     root = root or model
@@ -178,9 +185,9 @@ def _validate(
         path = f"{prefix}.{key}" if prefix else key
         if key not in values and marks:
             values[key] = default_component(model, key)
-        if key not in values:
-            continue
-        if _missing_file(values[key], info):
+        if values.get(key) is None and (key not in values or (marks and info.default is None)):
+            continue  # not given, or a component that may be left out
+        if files and _missing_file(values[key], info):
             problems.append(Problem(path, f"'{values[key]}' does not exist"))
         if marks:
             value = {"name": values[key]} if isinstance(values[key], str) else values[key]
@@ -198,7 +205,7 @@ def _validate(
             value, schema = values[key], child_model(model, key, values[key])
         if schema is None or not isinstance(value, dict):
             continue
-        found, config = _validate(value, schema, root, path)
+        found, config = _validate(value, schema, root, path, files)
         problems += found
         if config is None:
             values.pop(key)

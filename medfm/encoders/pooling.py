@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from medfm.encoders.vit import VisionTransformer
 from medfm.errors import ConfigError
 from medfm.types import EncoderOutput
 
+Pool = Literal["cls", "mean", "cls+mean"]
 
-def pooled(output: EncoderOutput, pool: Literal["cls", "mean"]) -> Tensor:
-    """The class token or the mean of the patch tokens, (B, E).
+
+def pooled(output: EncoderOutput, pool: Pool) -> Tensor:
+    """The class token or the mean of the patch tokens, (B, E), or the one after the other, (B, 2 E).
 
     Raises:
         ConfigError: pool=cls of an encoder without a class token.
@@ -20,4 +24,40 @@ def pooled(output: EncoderOutput, pool: Literal["cls", "mean"]) -> Tensor:
         return output.patch_tokens.mean(dim=1)
     if output.cls_token is None:
         raise ConfigError("encoder.pool: 'cls' needs an encoder with a class token, this one has none; use pool=mean")
-    return output.cls_token
+    return output.cls_token if pool == "cls" else torch.cat([output.cls_token, output.patch_tokens.mean(dim=1)], dim=1)
+
+
+def image_features(encoder: Any, x: Tensor) -> Tensor:
+    """x (B, C, *spatial) -> (B, E): `pooled(encoder(x), encoder.pool)`, by a ViT's shorter way where it is the class token."""
+    if encoder.pool == "cls" and isinstance(encoder, VisionTransformer):
+        return pooled(encoder(x, class_only=True), "cls")
+    return pooled(encoder(x), encoder.pool)
+
+
+def block_features(encoder: Any, x: Tensor, pool: Pool, blocks: int = 1) -> Tensor:
+    """Features of the last `blocks` blocks side by side, the earlier ones first, as DINO's linear evaluation takes them.
+
+    "cls": of each block the class token, after the encoder's last norm; "mean": of each the mean of the patch tokens;
+    "cls+mean": the class tokens, then the mean patch token of the last block.
+
+    Source: Caron et al. 2021 (DINO), eval_linear.py, options n_last_blocks and avgpool_patchtokens.
+
+    Args:
+        encoder: gives an EncoderOutput; for blocks > 1 it has `forward_blocks`.
+        x: (B, C, *spatial).
+
+    Returns:
+        (B, E * blocks), with "cls+mean" (B, E * (blocks + 1)).
+
+    Raises:
+        ConfigError: the encoder has no class token, fewer blocks, or does not show its blocks.
+    """
+    if blocks == 1:
+        return pooled(encoder(x), pool)
+    if not hasattr(encoder, "forward_blocks"):
+        raise ConfigError(f"blocks={blocks}: a {type(encoder).__name__} gives its last features alone; use blocks=1")
+    outputs = encoder.forward_blocks(x, blocks)
+    if pool == "mean":
+        return torch.cat([pooled(output, "mean") for output in outputs], dim=1)
+    parts = [pooled(output, "cls") for output in outputs]
+    return torch.cat([*parts, pooled(outputs[-1], "mean")] if pool == "cls+mean" else parts, dim=1)

@@ -75,6 +75,10 @@ class Objective(nn.Module):
     def weights_loaded(self) -> None:
         """`learner()` has been given weights to start from: teachers begin as copies of them."""
 
+    def outside(self) -> list[nn.Module]:
+        """Frozen modules that run beside the objective and are in no state dict: teachers that others have trained."""
+        return []
+
     def compile_encoders(self) -> None:
         """torch.compile what takes the time."""
         for name in ("image_encoder", "text_encoder"):

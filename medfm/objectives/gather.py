@@ -28,6 +28,8 @@ class Gather(Protocol):
 
     def sum(self, x: Tensor) -> Tensor: ...
 
+    def sum_with_grad(self, x: Tensor) -> Tensor: ...
+
     def max(self, x: Tensor) -> Tensor: ...
 
 
@@ -44,6 +46,9 @@ class SingleDevice:
         return x
 
     def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum_with_grad(self, x: Tensor) -> Tensor:
         return x
 
     def max(self, x: Tensor) -> Tensor:
@@ -78,6 +83,11 @@ class DeviceGather:
         """Sum over devices, without gradients."""
         total = x.detach().clone()
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.group)
+        return total
+
+    def sum_with_grad(self, x: Tensor) -> Tensor:
+        """Sum over devices, through which gradients flow: the backward sums over devices too."""
+        total: Tensor = _AllReduce.apply(x, self)
         return total
 
     def max(self, x: Tensor) -> Tensor:
@@ -115,6 +125,32 @@ class _AllGather(torch.autograd.Function):
         mine = grad.new_empty(most, *grad.shape[1:])
         dist.reduce_scatter_tensor(mine, grad.contiguous(), op=dist.ReduceOp.SUM, group=gather.group)
         return mine[: sizes[gather.rank]], None, None
+
+
+class _AllReduce(torch.autograd.Function):
+    """All devices use the sum, so that each gives its terms the sum of all devices' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: DeviceGather) -> Tensor:
+        ctx.gather = gather
+        return gather.sum(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.gather.sum(grad), None
+
+
+def mean_of_rows(values: Tensor, gather: Gather) -> Tensor:
+    """The mean of a loss a row, (n,), over the rows of all devices; 0 of no rows."""
+    return mean_of_sums(values.sum(), values.new_tensor(float(values.shape[0])), gather)
+
+
+def mean_of_sums(total: Tensor, count: Tensor, gather: Gather) -> Tensor:
+    """`total` () over `count` (), each summed over devices, with gradients as the convention asks; 0 where nothing counts."""
+    mine = total / gather.sum(count).clamp(min=1)
+    # This device's gradient is that of world_size * its share; only the value needs the other devices.
+    return mine * gather.world_size + (gather.sum(mine.detach()) - mine.detach() * gather.world_size)
 
 
 def current_gather() -> Gather:

@@ -65,9 +65,16 @@ class SumObjective(Objective):
     def learner(self) -> DualEncoder | ImageModel:
         return _with_text([term.learner() for term in self._all()])
 
+    def outside(self) -> list[nn.Module]:
+        return [module for term in self._all() for module in term.outside()]
+
     def weights_loaded(self) -> None:
         for term in self._all():
             term.weights_loaded()
+
+    def compile_encoders(self) -> None:
+        for term in self._all():
+            term.compile_encoders()
 
     def before_step(self, step: int, total: int) -> None:
         for term in self._all():

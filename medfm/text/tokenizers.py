@@ -17,11 +17,16 @@ from medfm.text.config import ClipTokenizerConfig, HuggingFaceTokenizerConfig
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer offers. Called with texts it gives ids and a mask of real tokens, both (B, T) int64."""
+    """What every tokenizer offers. Called with texts it gives ids and a mask of real tokens, both (B, T) int64.
+
+    Attributes:
+        special_ids: tokens that it puts around every text, such as start and end.
+    """
 
     vocab_size: int
     context_length: int
     pad_id: int
+    special_ids: tuple[int, ...]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 
@@ -83,6 +88,7 @@ class ClipTokenizer:
         words = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), self.START, self.END]
         self.vocab_size = len(words)
         self.start_id, self.end_id, self.pad_id = self.vocab_size - 2, self.vocab_size - 1, 0
+        self.special_ids = (self.start_id, self.end_id)
         self._merger = Fast(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges, end_of_word_suffix="</w>"))
         self._merger.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         # Words are found by the `regex` package, as in the original: another engine knows another Unicode version.
@@ -160,6 +166,7 @@ class HuggingFaceTokenizer:
         self._fast.enable_truncation(config.context_length)
         self._fast.no_padding()
         self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
+        self.special_ids = tuple(self._fast.encode("").ids)
 
     def __call__(self, texts: Sequence[str]) -> tuple[LongTensor, LongTensor]:
         """Ids and mask, (B, T), T the longest of the batch."""

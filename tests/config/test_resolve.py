@@ -99,6 +99,24 @@ def test_resolve__stale_sibling_keys_on_the_command_line_are_errors(here: Path) 
     assert "(command line)" in text
 
 
+def test_resolve__a_component_that_may_be_left_out(here: Path) -> None:
+    _write(here, "mine", "objective: {name: distill, teacher: m.parquet}\n")
+    left_out = _resolve("mine")
+    assert left_out.objective.teacher_encoder is None  # type: ignore[attr-defined]
+    assert PretrainConfig.model_validate(left_out.model_dump(mode="json")) == left_out
+    again = here / "again.yaml"
+    again.write_text("objective: {name: distill, teacher: m.parquet, teacher_encoder: null}\n", encoding="utf-8")
+    assert _resolve(str(again)).objective == left_out.objective
+    text = _message("mine", {"data.manifest": "m.parquet", "objective.teacher_encoder": {"name": "timm", "depth": 3}})
+    assert "objective.teacher_encoder.depth  unknown key" in text
+
+
+def test_resolve__views_of_two_view_objectives_keep_what_is_not_set(here: Path) -> None:
+    _write(here, "mine", "objective: {name: simclr, views: {blur_p: [0.5, 0.5, 0.5]}}\n")
+    views = _resolve("mine").objective.views  # type: ignore[attr-defined]
+    assert (views.local_count, views.global_scale, views.blur_p) == (0, (0.08, 1.0), (0.5, 0.5, 0.5))
+
+
 def test_resolve__parent_then_recipe_then_command_line(here: Path) -> None:
     _write(here, "base", "seed: 1\ntrainer: {max_epochs: 1, keep: 2}\noptimizer: {lr: 1e-4}\n")
     _write(here, "mine", "extends: base\nseed: 2\ntrainer: {max_epochs: 2}\n")
