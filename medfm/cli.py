@@ -69,7 +69,8 @@ def _help() -> str:
         "Examples:",
     ]
     lines += [f"  {v.example}" for v in VERBS.values()]
-    return "\n".join([*lines, "", "`medfm <verb> --help` lists the keys of a verb."])
+    more = "`medfm <verb> --help` lists the keys of a verb, `medfm pretrain objective=dino --help` also those of an objective."
+    return "\n".join([*lines, "", more])
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -78,7 +79,8 @@ def _run(name: str, words: list[str]) -> int:
     if any(w in ("-h", "--help") for w in words):
         from medfm.config.describe import describe
 
-        _say(describe(VERBS[name]))
+        chosen = dict(word.split("=", 1) for word in words if "=" in word)
+        _say(describe(VERBS[name], {key.removesuffix(".name"): value for key, value in chosen.items()}))
         return 0
     from medfm.api import call
     from medfm.config.describe import schema_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +14,7 @@ from medfm.config.overrides import child_model
 from medfm.config.problems import show
 from medfm.config.recipes import list_recipes
 from medfm.config.verbs import Verb
-from medfm.registry import ComponentField, Config
+from medfm.registry import ComponentConfig, ComponentField, Config
 
 
 def schema_of(verb: Verb) -> type[Config]:
@@ -22,29 +23,36 @@ def schema_of(verb: Verb) -> type[Config]:
     return getattr(import_module(module), attribute)
 
 
-def describe(verb: Verb) -> str:
-    """The text of `medfm <verb> --help`."""
+def describe(verb: Verb, chosen: Mapping[str, str] | None = None) -> str:
+    """The text of `medfm <verb> --help`, with the keys of the components that `chosen` names, e.g. {"objective": "dino"}.
+
+    Raises:
+        ConfigError: there is no such component.
+    """
     lines = [f"medfm {verb.name}: {verb.help}", "", f"  {verb.example}", ""]
     if verb.recipes:
         names = ", ".join(sorted(r.name for r in list_recipes(verb.name)))
         lines += [f"  recipe=NAME or recipe=FILE.yaml; known: {names}", ""]
-    rows = _rows(schema_of(verb), "")
+    rows = _rows(schema_of(verb), "", chosen or {})
     width = max(len(name) for name, _, _ in rows)
     defaults = min(max(len(default) for _, default, _ in rows), 28)
     return "\n".join(lines + [f"  {name:<{width}}  {default:<{defaults}}  {text}".rstrip() for name, default, text in rows])
 
 
-def _rows(model: type[Config], prefix: str) -> list[tuple[str, str, str]]:
+def _rows(model: type[Config], prefix: str, chosen: Mapping[str, str]) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for name, info in model.model_fields.items():
-        if name == "name" and prefix:
+        if name == "name" and issubclass(model, ComponentConfig):
             continue
         marks = [m for m in info.metadata if isinstance(m, ComponentField)]
-        inner = child_model(model, name, info.default if isinstance(info.default, str) else {})
+        default = chosen.get(prefix + name, info.default)
+        if marks and prefix + name in chosen:
+            marks[0].registry.config_class(default)
+        inner = child_model(model, name, default if isinstance(default, str) else {})
         if marks:
-            rows.append((prefix + name, str(info.default), f"{marks[0].registry.kind}: {', '.join(marks[0].registry.names())}"))
+            rows.append((prefix + name, str(default), f"{marks[0].registry.kind}: {', '.join(marks[0].registry.names())}"))
         if inner is not None:
-            rows += _rows(inner, f"{prefix}{name}.")
+            rows += _rows(inner, f"{prefix}{name}.", chosen)
         elif not marks:
             rows.append((prefix + name, _default(info), info.description or _kind(info.annotation)))
     return rows

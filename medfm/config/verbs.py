@@ -10,7 +10,8 @@ class Verb:
     """One verb of the command line and of `medfm.api`.
 
     `schema` and `run` are "module:attribute"; `run` takes the validated config. `recipes`: the verb is driven by a recipe.
-    `positional`: the key that a word without `=` stands for.
+    `positional`: the key that a word without `=` stands for. `changes`: the verb whose recipe this one is about: keys of that
+    verb's go into this one's field `changes`.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Verb:
     example: str
     recipes: bool = False
     positional: str = ""
+    changes: str = ""
 
 
 VERBS = {
@@ -84,6 +86,14 @@ VERBS = {
             recipes=True,
         ),
         Verb(
+            "plan",
+            "say what a recipe needs of a GPU: memory, time, settings that fit",
+            "medfm.training.plan.config:PlanConfig",
+            "medfm.api:run_plan",
+            "medfm plan recipe=chest_xray gpu=24GB",
+            changes="pretrain",
+        ),
+        Verb(
             "evaluate zero_shot",
             "score findings by prompts, with confidence intervals and a page",
             "medfm.evaluation.config:ZeroShotConfig",
@@ -96,6 +106,27 @@ VERBS = {
             "medfm.evaluation.config:RetrievalConfig",
             "medfm.api:run_evaluate",
             "medfm evaluate retrieval model=runs/chest_xray data.manifest=manifest.parquet",
+        ),
+        Verb(
+            "evaluate linear_probe",
+            "read findings off frozen features by a line, beside random weights",
+            "medfm.evaluation.config:LinearProbeConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate linear_probe model=runs/chest_xray_dino data.manifest=manifest.parquet",
+        ),
+        Verb(
+            "evaluate knn",
+            "read findings off the nearest training images, beside random weights",
+            "medfm.evaluation.config:KnnConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate knn model=runs/chest_xray_dino data.manifest=manifest.parquet",
+        ),
+        Verb(
+            "evaluate segmentation_probe",
+            "read masks off frozen patch features by a linear layer",
+            "medfm.evaluation.config:SegmentationProbeConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate segmentation_probe model=runs/brain_mr_mae data.manifest=manifest.parquet",
         ),
         Verb(
             "embed",

@@ -21,6 +21,7 @@ class VitConfig(ComponentConfig):
     embed_dim: int = Field(default=768, ge=1)
     depth: int = Field(default=12, ge=1)
     num_heads: int = Field(default=12, ge=1)
+    mlp: Literal["gelu", "swiglu"] = Field(default="gelu", description="swiglu: two thirds as wide, gated (DINOv2 ViT-L, -g)")
     mlp_ratio: float = Field(default=4.0, gt=0)
     qkv_bias: bool = True
     class_token: bool = True

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from medfm.encoders.linear import Linear
+
 
 class Mlp(nn.Module):
     """Two linear layers with GELU between."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,9 +30,9 @@ class SwiGlu(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         width = (int(hidden * 2 / 3) + 7) // 8 * 8
-        self.fc1 = nn.Linear(dim, 2 * width)
+        self.fc1 = Linear(dim, 2 * width)
         self.act = nn.SiLU()
-        self.fc2 = nn.Linear(width, dim)
+        self.fc2 = Linear(width, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def resample_positions(positions: Tensor, old_grid: Sequence[int], new_grid: Seq
     if tuple(old_grid) == tuple(new_grid):
         return positions
     head, body = positions[:, :prefix], positions[:, prefix:]
-    body = body.float().reshape(1, *old_grid, -1).movedim(-1, 1)
+    body = body.to(torch.promote_types(body.dtype, torch.float32)).reshape(1, *old_grid, -1).movedim(-1, 1)
     if len(old_grid) == 2:
         body = F.interpolate(body, size=tuple(new_grid), mode="bicubic", antialias=True)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class TimmEncoder(nn.Module):
     Attributes:
         embed_dim: E.
         grid_size: tokens along height and width at the configured image size.
+        patch_size: pixels along height and width that a token stands for; Swin's is its last stride, 32.
+        mask_dim: width of a `mask_token`, that of the patch embedding; None for models without one.
         pool: which feature stands for the image.
 
     Raises:
@@ -51,6 +54,7 @@ class TimmEncoder(nn.Module):
         WeightsError: the weight file is missing, broken or does not fit.
     """
 
+    drops_patches = False
     model: Any
 
     def __init__(self, config: TimmConfig) -> None:
@@ -63,7 +67,11 @@ class TimmEncoder(nn.Module):
             raise ConfigError(f"encoder.pool: timm's {config.model} has no class token; use pool=mean")
         if config.weights is not None:
             self._load(config)
+        self.in_channels = config.in_channels
         self.embed_dim, self.grid_size = self._probe(config)
+        self.patch_size = tuple(n // g for n, g in zip(config.img_size, self.grid_size, strict=True))
+        projection = getattr(getattr(self.model, "patch_embed", None), "proj", None)
+        self.mask_dim: int | None = getattr(projection, "out_channels", None)
         if config.gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
 
@@ -100,17 +108,33 @@ class TimmEncoder(nn.Module):
             raise ConfigError(f"encoder.model: the {tokens} tokens of timm's {self.name} form no grid; use another model")
         return height, tokens // height
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> EncoderOutput:
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, masked: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> EncoderOutput:
         """x (B, C, H, W) -> features after the model's final norm.
 
+        Args:
+            masked: (B, N) bool, by tokens of the output; `mask_token` (mask_dim values) takes the place of what the patch
+                embedding gives there, before positions, as in SimMIM.
+
         Raises:
-            ConfigError: `keep` is given: timm models encode all patches.
+            ConfigError: `keep` is given: timm models encode all patches; or mask tokens do not fit the patch embedding.
         """
         if keep is not None:
             raise ConfigError(
                 "patch dropout: timm models encode all patches; set objective.patch_dropout=0 or use the encoder 'vit'"
             )
-        features = self.model(x)
+        if masked is None:
+            features = self.model(x)
+        else:
+            assert mask_token is not None
+            grid = tuple(n // p for n, p in zip(x.shape[2:], self.patch_size, strict=True))
+            put = partial(self._put_mask_tokens, masked=masked.reshape(-1, *grid), mask_token=mask_token)
+            handle = self.model.patch_embed.register_forward_hook(lambda module, args, output: put(output))
+            try:
+                features = self.model(x)
+            finally:
+                handle.remove()
         if features.ndim == 4:
             if getattr(self.model, "output_fmt", "NCHW") != "NHWC":
                 features = features.permute(0, 2, 3, 1)
@@ -125,6 +149,19 @@ class TimmEncoder(nn.Module):
             cls_token=features[:, 0] if self.has_class_token else None,
             grid_size=self._token_grid(tokens.shape[1], tuple(x.shape[2:])),
         )
+
+    def _put_mask_tokens(self, embedded: Tensor, masked: Tensor, mask_token: Tensor) -> Tensor:
+        """What the patch embedding gives, (B, n, E) or (B, h, w, E), with the mask token under `masked` (B, H, W)."""
+        if not isinstance(embedded, Tensor) or embedded.shape[-1] != self.mask_dim:
+            raise ConfigError(
+                f"objective.encode_all: the patch embedding of timm's {self.name} takes no mask tokens; use a ViT or Swin"
+            )
+        times = math.prod(embedded.shape[1:-1]) / math.prod(masked.shape[1:])
+        side = math.isqrt(int(times))
+        if side**2 != times:
+            raise ConfigError(f"encoder.img_size: timm's {self.name} pads this image, so that patches and tokens do not fit")
+        fine = masked.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+        return torch.where(fine.reshape(*embedded.shape[:-1], 1), mask_token.to(embedded.dtype), embedded)
 
 
 def _names(value: Any) -> tuple[str, ...]:

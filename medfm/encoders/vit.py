@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from medfm.encoders.attention import attend
 from medfm.encoders.config import VitConfig
+from medfm.encoders.linear import Linear
+from medfm.encoders.mlp import Mlp, SwiGlu
+from medfm.encoders.patches import patch_grid, split_patches, take_patches
 from medfm.encoders.positions import resample_positions, sincos_positions
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
 from medfm.errors import ConfigError
@@ -47,34 +52,46 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.recompute = False  # see `attend`
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, queries: slice | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B, N, E) -> (B, N, E), or of the tokens `queries` alone, which attend to all. `mask`: as in `attend`."""
         b, n, e = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, e // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj_drop(self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, e)))
+        heads = (self.num_heads, e // self.num_heads)
+        if queries is None:
+            q, k, v = self.qkv(x).view(b, n, 3, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = nn.functional.linear(x[:, queries], weight[:e], None if bias is None else bias[:e])
+            q = q.view(b, -1, *heads).transpose(1, 2)
+            kv = nn.functional.linear(x, weight[e:], None if bias is None else bias[e:])
+            k, v = kv.view(b, n, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj_drop(self.proj(attend(q, k, v, mask, recompute=self.recompute).transpose(1, 2).reshape(b, -1, e)))
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """x (B, N, E) -> (B, 1, E): what forward gives the first token, without projecting the others to keys and values.
+
+        Projections commute with the weighted sum: `q . (W_k x_n) = (W_k^T q) . x_n`, `sum a_n W_v x_n = W_v sum a_n x_n`. A
+        key's bias adds the same to all scores of a softmax and cancels. A fifth of the time of projecting them.
+        """
+        b, _, e = x.shape
+        heads, d = self.num_heads, e // self.num_heads
+        query, key, value = self.qkv.weight.chunk(3)
+        bias = None if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        q = nn.functional.linear(x[:, 0], query, None if bias is None else bias[0]).view(b, heads, d)
+        reader = torch.einsum("bhd,hde->bhe", q * d**-0.5, key.view(heads, d, e))
+        weights = (reader @ x.transpose(1, 2)).softmax(dim=-1)
+        read = torch.einsum("bhe,hde->bhd", weights @ x, value.view(heads, d, e)).reshape(b, 1, e)
+        return self.proj_drop(self.proj(read if bias is None else read + bias[2]))
 
     def values(self, x: Tensor) -> Tensor:
         """What forward gives if every token attends to itself alone."""
         e = x.shape[-1]
         bias = None if self.qkv.bias is None else self.qkv.bias[2 * e :]
         return self.proj(nn.functional.linear(x, self.qkv.weight[2 * e :], bias))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -94,12 +111,27 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.num_heads, config.qkv_bias, config.dropout)
         self.ls1, self.drop_path1 = scale(), drop()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.dropout)
+        mlp = SwiGlu if config.mlp == "swiglu" else Mlp
+        self.mlp = mlp(dim, int(dim * config.mlp_ratio), config.dropout)
         self.ls2, self.drop_path2 = scale(), drop()
 
-    def forward(self, x: Tensor, values_only: bool = False) -> Tensor:
-        attention = self.attn.values if values_only else self.attn
-        x = x + self.drop_path1(self.ls1(attention(self.norm1(x))))
+    def forward(
+        self,
+        x: Tensor,
+        values_only: bool = False,
+        queries: slice | None = None,
+        class_only: bool = False,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, N, E) -> (B, N, E), or of the tokens `queries` alone: what a full block gives them, for less where a last
+        block's other tokens are not used; `class_only`: of the first token, for less again. `values_only` lets every token
+        attend to itself alone. `mask` (B, 1, 1, N) is True where a token may be attended to."""
+        normed = self.norm1(x)
+        if class_only:
+            queries, attended = slice(0, 1), self.attn.class_token(normed)
+        else:
+            attended = self.attn.values(normed) if values_only else self.attn(normed, queries, mask)
+        x = (x if queries is None else x[:, queries]) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -123,17 +155,8 @@ class PatchEmbed(nn.Module):
             raise ConfigError(
                 f"the encoder takes images of {self.proj.in_channels} channels and {axes} axes, got {tuple(x.shape)}"
             )
-        if any(n % p for n, p in zip(x.shape[2:], self.patch_size, strict=True)):
-            raise ConfigError(f"image size {tuple(x.shape[2:])} is not a multiple of the patch size {self.patch_size}")
-        grid = tuple(n // p for n, p in zip(x.shape[2:], self.patch_size, strict=True))
-        split = [m for n, p in zip(grid, self.patch_size, strict=True) for m in (n, p)]
-        # (B, C, gH, pH, gW, pW) -> (B, gH, gW, C, pH, pW), still a view.
-        patches = x.reshape(*x.shape[:2], *split).permute(0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
-        if keep is None:
-            patches = patches.reshape(x.shape[0], math.prod(grid), -1)
-        else:
-            batch = torch.arange(x.shape[0], device=x.device)[:, None]
-            patches = patches[(batch, *torch.unravel_index(keep, grid))].flatten(2)
+        grid = patch_grid(tuple(x.shape[2:]), self.patch_size)
+        patches = take_patches(split_patches(x, self.patch_size), grid, keep)
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias), grid
 
 
@@ -147,18 +170,23 @@ class VisionTransformer(nn.Module):
     Attributes:
         embed_dim: E.
         grid_size: patches along each axis at the configured image size.
+        patch_size: pixels along each axis that a patch token stands for.
         pool: which feature stands for the image, for `medfm.encoders.pooling.pooled`.
+        drops_patches: `keep` leaves patches out.
+        mask_dim: width of a `mask_token`.
 
     Raises:
         ConfigError: an image whose channels or axes do not fit, or whose size is not a multiple of the patch size.
         WeightsError: `config.weights` is missing, broken or does not fit; every tensor must, the classifier's aside.
     """
 
+    drops_patches = True
     pos_embed: Tensor
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.embed_dim = config.embed_dim
+        self.embed_dim = self.mask_dim = config.embed_dim
+        self.patch_size, self.in_channels = config.patch_size, config.in_channels
         self.pool = config.pool
         self.gradient_checkpointing = config.gradient_checkpointing
         self.grid_size = tuple(n // p for n, p in zip(config.img_size, config.patch_size, strict=True))
@@ -197,7 +225,8 @@ class VisionTransformer(nn.Module):
             side = round(max(count, 0) ** (1 / axes))
             if side**axes == count:
                 state["pos_embed"] = resample_positions(positions, (side,) * axes, self.grid_size, self.pos_prefix)
-        load_strict(self, state, config.weights, unused=("head.", "head_dist."))
+        # A full MAE file holds its decoder too, and the decoder's mask token.
+        load_strict(self, state, config.weights, unused=("head.", "head_dist.", "decoder_", "mask_token"))
 
     def _init_weights(self) -> None:
         """timm's initialisation, with MAE's Xavier for the patch projection seen as the linear layer that it is."""
@@ -223,9 +252,14 @@ class VisionTransformer(nn.Module):
             return sincos_positions(grid, self.embed_dim).to(self.pos_embed)
         return resample_positions(self.pos_embed, self.grid_size, grid, self.pos_prefix)
 
-    def embed(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, tuple[int, ...]]:
+    def embed(
+        self, x: Tensor, keep: Tensor | None = None, masked: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """What enters the first block: prefix tokens and patches with their positions, (B, prefix + N, E), and the grid."""
         tokens, grid = self.patch_embed(x, keep)
+        if masked is not None:
+            assert mask_token is not None
+            tokens = torch.where(masked.reshape(*tokens.shape[:2], 1), mask_token.to(tokens.dtype), tokens)
         positions = self.positions(grid)
         head, body = positions[:, : self.pos_prefix], positions[:, self.pos_prefix :]
         tokens = tokens + (body if keep is None else body[0][keep])
@@ -244,19 +278,49 @@ class VisionTransformer(nn.Module):
             grid_size=grid,
         )
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> EncoderOutput:
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        class_only: bool = False,
+    ) -> EncoderOutput:
         """x (B, C, *spatial) -> features after the last norm.
 
         Args:
             keep: (B, K) flat grid indices of the patches that are encoded; the others are dropped before the first block.
+            masked: (B, N) or (B, *grid) bool; in the place of these patches `mask_token` (E values) is encoded.
+            class_only: the class token alone is read, so the last block computes no other; `patch_tokens` is (B, 0, E). The
+                class token and all gradients are what they are without it.
         """
-        tokens, grid = self.embed(x, keep)
-        for block in self.blocks:
+        tokens, grid = self.embed(x, keep, masked, mask_token)
+        assert self.cls_token is not None or not class_only
+        blocks: list[Callable[[Tensor], Tensor]] = list(self.blocks)
+        if class_only:
+            blocks[-1] = partial(self.blocks[-1], class_only=True)
+        for block in blocks:
             if self.gradient_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
         return self._output(tokens, grid)
+
+    def forward_blocks(self, x: Tensor, blocks: int) -> list[EncoderOutput]:
+        """x (B, C, *spatial) -> features after each of the last `blocks` blocks and the last norm, the earliest first.
+
+        Raises:
+            ConfigError: there are fewer blocks.
+        """
+        if not 1 <= blocks <= len(self.blocks):
+            raise ConfigError(f"blocks={blocks}: the encoder has {len(self.blocks)} blocks")
+        tokens, grid = self.embed(x)
+        outputs = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number > len(self.blocks) - blocks:
+                outputs.append(self._output(tokens, grid))
+        return outputs
 
     def forward_dense(self, x: Tensor) -> EncoderOutput:
         """As forward, but in the last block every token attends to itself alone.

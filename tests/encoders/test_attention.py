@@ -76,3 +76,23 @@ def test_plain_attention__dropout_keeps_the_mean() -> None:
     dropped = torch.stack([plain_attention(q, k, torch.ones_like(q), dropout=0.5) for _ in range(50)])
     assert dropped.std() > 0.05
     torch.testing.assert_close(dropped.mean(), torch.tensor(1.0), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("queries", [20, 7])
+def test_attend__recomputed_weights_give_the_same_gradients(queries: int) -> None:
+    torch.manual_seed(0)
+    made = []
+    parts = [torch.randn(2, 3, n, 8) for n in (queries, 20, 20)]
+    weight = torch.randn(2, 3, queries, 8)
+    for recompute in (False, True):
+        leaves = [part.bfloat16().requires_grad_() for part in parts]
+        out = attend(*leaves, recompute=recompute)
+        assert ("Recomputed" in str(out.grad_fn)) == recompute
+        (out * weight.bfloat16()).sum().backward()
+        made.append([out, *(leaf.grad for leaf in leaves)])
+    exact = [part.double().requires_grad_() for part in parts]
+    out = attend(*exact)
+    (out * weight.bfloat16()).sum().backward()
+    for plain, again, truth in zip(*made, [out, *(leaf.grad for leaf in exact)], strict=True):
+        torch.testing.assert_close(again.double(), truth, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(again, plain, rtol=0.02, atol=0.02)

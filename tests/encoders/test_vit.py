@@ -246,3 +246,74 @@ def test_vit__mae_file_with_its_fixed_table_loads_where_it_is_the_same(tmp_path:
     torch.save({**model.state_dict(), "pos_embed": table + 0.1}, tmp_path / "learned.pth")
     with pytest.raises(WeightsError, match="no place in the model: pos_embed"):
         small(pos_embed="sincos", weights=tmp_path / "learned.pth")
+
+
+def test_swiglu__equals_timm() -> None:
+    """DINOv2's gated MLP, in timm's names."""
+    from functools import partial
+
+    import timm
+    from timm.layers import SwiGLUPacked
+
+    ours = VisionTransformer(
+        VitConfig(img_size=(32, 32), patch_size=(8, 8), in_channels=3, embed_dim=48, depth=2, num_heads=3, mlp="swiglu")
+    )
+    width = ours.blocks[0].mlp.fc2.in_features
+    theirs = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=0, global_pool="token",
+        mlp_ratio=2 * width / 48, mlp_layer=partial(SwiGLUPacked), act_layer=torch.nn.SiLU,
+    )  # fmt: skip
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x).cls_token, theirs.eval()(x), rtol=1e-5, atol=1e-5)
+    assert width == 128  # two thirds of 192, in whole eights
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"reg_tokens": 3, "no_embed_class": True},
+        {"qkv_bias": False, "init_values": 0.3},
+        {"drop_path": 0.5},
+        {"depth": 1},
+        {"gradient_checkpointing": True},
+        {"img_size": (8, 8, 8), "patch_size": (4, 4, 4)},
+    ],
+)
+def test_vit__class_only_is_exact_forward_and_backward(knobs: dict[str, Any]) -> None:
+    """The class token and every gradient of it are those of the full forward, under the same random numbers."""
+    torch.manual_seed(0)
+    config = {"img_size": (16, 16), "patch_size": (4, 4), "embed_dim": 24, "depth": 3, "num_heads": 4, **knobs}
+    model = VisionTransformer(VitConfig(**config)).double().train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    x = torch.randn(5, 1, *config["img_size"], dtype=torch.float64)
+    upstream = torch.randn(5, 24, dtype=torch.float64)
+    results = []
+    for class_only in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        leaf = x.clone().requires_grad_()
+        output = model(leaf, class_only=class_only)
+        assert output.cls_token is not None
+        output.cls_token.backward(upstream)
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([output.cls_token.detach(), leaf.grad, *gradients])
+    assert output.patch_tokens.shape == (5, 0, 24)
+    assert len(results[0]) == len(results[1]) == 2 + len(list(model.parameters()))
+    for full, alone in zip(*results, strict=True):
+        torch.testing.assert_close(alone, full, rtol=1e-10, atol=1e-12)
+
+
+def test_vit__class_only_in_bfloat16_is_as_near_to_float32() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(VitConfig(img_size=(32, 32), patch_size=(8, 8), embed_dim=48, depth=2, num_heads=4))
+    x = torch.randn(4, 1, 32, 32)
+    exact = model(x).cls_token
+    errors = []
+    for class_only in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            errors.append((model(x, class_only=class_only).cls_token - exact).norm().item())
+    assert errors[1] < 1.5 * errors[0]

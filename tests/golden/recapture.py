@@ -61,7 +61,118 @@ def contrastive() -> Numbers:
     return numbers
 
 
-CASES: dict[str, Callable[[], Numbers]] = {"contrastive": contrastive}
+def mae() -> Numbers:
+    """Losses, gradient norms and five steps of masked autoencoding in 2D and 3D, on weights, images and masks of a formula."""
+    import torch
+    from torch import Tensor
+
+    from medfm.encoders.config import VitConfig
+    from medfm.encoders.vit import VisionTransformer
+    from medfm.objectives.config import MaeConfig
+    from medfm.objectives.mae import MaeObjective
+    from medfm.objectives.masking import Masks
+    from medfm.types import Batch
+
+    def wave(*shape: int, phase: float = 0.0) -> Tensor:
+        count = torch.Size(shape).numel()
+        return torch.sin(torch.arange(count, dtype=torch.float64) ** 1.1 + phase).reshape(shape)
+
+    cases = {
+        "2d": ((16, 12), (4, 4), {}),
+        "2d, smooth L1 of pixels": ((16, 12), (4, 4), {"loss": "smooth_l1", "norm_pix": False}),
+        "3d": ((4, 8, 8), (1, 4, 2), {}),
+        "3d, simmim": ((4, 8, 8), (2, 4, 2), {"encode_all": True, "head": "linear", "loss": "l1"}),
+    }
+    numbers: Numbers = {}
+    for name, (size, patch, knobs) in cases.items():
+        vit = VitConfig(img_size=size, patch_size=patch, in_channels=2, embed_dim=12, depth=2, num_heads=2, pos_embed="sincos")
+        config = MaeConfig(decoder_dim=12, decoder_depth=2, decoder_heads=2, **knobs)
+        objective = MaeObjective(config, VisionTransformer(vit)).double()
+        with torch.no_grad():
+            for number, parameter in enumerate(objective.parameters()):
+                parameter.copy_(0.2 * wave(*parameter.shape, phase=number))
+        count = torch.Size(objective.image_model.image_encoder.grid_size).numel()  # type: ignore[arg-type]
+        order = wave(3, count, phase=0.3).argsort(dim=1)
+        masks = Masks(order[:, : count // 4].sort(dim=1).values, order[:, count // 4 :].sort(dim=1).values)
+        objective.draw_masks = lambda images, draws, masks=masks: (masks, None)  # type: ignore[method-assign]
+        rows = torch.arange(3)
+        batch = Batch(wave(3, 2, *size), None, None, rows, rows, torch.zeros(3, 0), rows)
+        curve, norms = [], []
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+        for _ in range(5):
+            output = objective(batch)
+            optimizer.zero_grad()
+            output.loss.backward()
+            grads = [p.grad for p in objective.parameters() if p.grad is not None]
+            norms.append(torch.stack([grad.norm() for grad in grads]).norm().item())
+            curve.append(output.loss.item())
+            optimizer.step()
+        numbers[f"{name}: losses of five steps"] = curve
+        numbers[f"{name}: gradient norms"] = norms
+        numbers[f"{name}: relative error"] = [output.logs["relative_error"].item()]
+    return numbers
+
+
+def dino() -> Numbers:
+    """Losses, centres and five steps of self-distillation in 2D and 3D, on weights, views and masks of a formula."""
+    import torch
+    from torch import Tensor
+
+    from medfm.encoders.config import VitConfig
+    from medfm.encoders.image import ImageModel
+    from medfm.encoders.vit import VisionTransformer
+    from medfm.objectives.config import DinoConfig
+    from medfm.objectives.dino import DinoObjective, MaskedPatches
+    from medfm.transforms.draws import Draws
+    from medfm.transforms.views import Views
+
+    def wave(*shape: int, phase: float = 0.0) -> Tensor:
+        count = torch.Size(shape).numel()
+        return torch.sin(torch.arange(count, dtype=torch.float64) ** 1.1 + phase).reshape(shape)
+
+    v2 = {"ibot_weight": 1.0, "koleo_weight": 0.1, "separate_head": True, "ibot_out_dim": 10}
+    cases = {
+        "dino, 2d": ((12, 12), (4, 4), {"teacher_temp": 0.07, "teacher_temp_warmup": 0.5}),
+        "ibot, 2d": ((12, 12), (4, 4), {"ibot_weight": 0.5, "norm_last_layer": False}),
+        "dinov2, 3d": ((4, 8, 8), (2, 4, 4), {"centring": "sinkhorn", **v2}),
+    }
+    numbers: Numbers = {}
+    for name, (size, patch, knobs) in cases.items():
+        vit = VitConfig(img_size=size, patch_size=patch, embed_dim=12, depth=2, num_heads=2)
+        config = DinoConfig(hidden_dim=8, bottleneck_dim=6, momentum=0.9, views={"local_count": 2}, **knobs)
+        objective = DinoObjective(config, ImageModel(VisionTransformer(vit)), lambda *_: None, 14).double()  # type: ignore[arg-type,return-value]
+        with torch.no_grad():
+            for number, parameter in enumerate(objective.student.parameters()):
+                parameter.copy_(0.3 * wave(*parameter.shape, phase=number) + 0.01)
+        objective.weights_loaded()
+        small = tuple(p * max(1, n // (2 * p)) for n, p in zip(size, patch, strict=True))
+        views = Views(wave(6, 1, *size), wave(6, 1, *small, phase=0.4))
+        grid = torch.Size(objective.student.network.image_encoder.grid_size).numel()  # type: ignore[arg-type]
+        where = wave(6, grid, phase=0.2) > 0.4
+        places = where.flatten().nonzero().squeeze(1)
+        weights = (1 / where.sum(dim=1).clamp(min=1))[:, None].expand_as(where).flatten()[places]
+        masks = MaskedPatches(where, places, weights)
+        objective._masks = lambda *_, masks=masks: masks  # type: ignore[method-assign]
+        curve, norms = [], []
+        optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
+        for step in range(5):
+            objective.before_step(step, 5)
+            output = objective.distil(views, 3, Draws(0))
+            optimizer.zero_grad()
+            output.loss.backward()
+            grads = [p.grad for p in objective.parameters() if p.grad is not None]
+            norms.append(torch.stack([grad.norm() for grad in grads]).norm().item())
+            curve.append(output.loss.item())
+            objective.after_backward(step, 5)
+            optimizer.step()
+            objective.after_optimizer_step(step + 1, 5)
+        numbers[f"{name}: losses of five steps"] = curve
+        numbers[f"{name}: gradient norms"] = norms
+        numbers[f"{name}: logs of the last"] = [value.item() for _, value in sorted(output.logs.items())]
+    return numbers
+
+
+CASES: dict[str, Callable[[], Numbers]] = {"contrastive": contrastive, "mae": mae, "dino": dino}
 
 
 def main(names: list[str]) -> None:
