@@ -68,7 +68,7 @@ def draw_curves(metrics: Path, target: Path) -> None:
         axes = figure.add_subplot(lines, columns, number + 1)
         for name, points in series.items():
             if name.split("/")[-1] == panel:
-                label = name.split("/")[0] if "/" in name else None
+                label = name.rpartition("/")[0]
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None, markersize=3)
                 if label:
                     axes.legend(frameon=False)
