@@ -18,7 +18,8 @@ class StepBatchSampler:
     Epoch e visits a permutation of range(n) drawn from (seed, e) alone; the incomplete last batch of an epoch is dropped, so
     every step has the same number of pairs and no index comes twice in an epoch. Step s is batch s % steps_per_epoch of epoch
     s // steps_per_epoch, whatever came before: a run resumed with `start_step=s` goes on exactly as if it had never stopped. Of
-    each global batch a process takes every `world`-th index from `rank` on: the union over ranks is the one-process batch.
+    each global batch a process takes the `rank`-th of `world` equal runs: gathered in rank order they are the one-process
+    batch, row for row, which is also how `Draws` shares out random numbers.
 
     Args:
         n: size of the data set.
@@ -92,5 +93,6 @@ class StepBatchSampler:
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != drawn:
                 drawn, order = epoch, self.permutation(epoch)
-            mine = order[batch * self.global_batch : (batch + 1) * self.global_batch][self.rank :: self.world]
+            start = batch * self.global_batch + self.rank * self.batch_size
+            mine = order[start : start + self.batch_size]
             yield [(epoch, int(i)) for i in mine]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,49 +17,72 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from medfm.training.checkpoint import checkpoint_name, checkpoints
 from medfm.training.logs import draw_curves
 
+log = logging.getLogger(__name__)
+
+
+# A cluster sends SIGUSR2 (medfm's launcher and template ask for it) or SIGUSR1 some time before it ends a job.
+_TIME_IS_UP = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
 
 class Checkpoints(Callback):
     """A resumable checkpoint every `every` optimiser steps and at the end; the newest `keep` stay.
 
-    The first Ctrl-C or SIGTERM (a cluster's time limit) ends the run after the step under way, with a checkpoint.
+    The first Ctrl-C, SIGTERM or SIGUSR1/2 (a cluster's time limit) on any device ends the run on all of them after the
+    optimiser step under way, with a checkpoint. In a Slurm job SIGUSR1/2 then puts the job into the queue again.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
+    def __init__(self, folder: Path, every: int, keep: int, accumulate: int = 1) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
+        self.accumulate = accumulate
         self.stopped_by: str | None = None
+        self._heard: int | None = None
         self._saved = -1
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, *_TIME_IS_UP):
                 self._handlers[number] = signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: Any) -> None:
-        if self.stopped_by is not None:  # asked twice: at once
+        # Asked twice by a person: at once. A cluster's warning is followed by its SIGTERM in any case.
+        if self._heard is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number).name
+        self._heard = self._heard or number
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.accumulate:
+            return  # gradients of half a step are in no checkpoint
         step = trainer.global_step
-        if self.stopped_by is not None:
+        # Devices hear a signal at different times, or one of them alone; they must stop at the same step.
+        if trainer.strategy.reduce_boolean_decision(self._heard is not None, all=False):
+            self.stopped_by = "another device" if self._heard is None else signal.Signals(self._heard).name
             trainer.should_stop = True
+            if (batch_idx + 1) % (trainer.val_check_batch or 1):
+                trainer.limit_val_batches = 0  # Lightning validates before it stops; there may be seconds left
         if step != self._saved and (step % self.every == 0 or self.stopped_by is not None):
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved:
-            self._save(trainer)
+            self.save(trainer)
+        if self.stopped_by is not None and trainer.global_step < trainer.max_steps:
+            if trainer.strategy.reduce_boolean_decision(self._heard in _TIME_IS_UP, all=False) and trainer.is_global_zero:
+                requeue()
+            trainer.strategy.barrier()  # the first process to leave takes the others with it under srun
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint of the step that is done, on every device, and let the oldest go."""
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.folder / checkpoint_name(self._saved))
         if trainer.is_global_zero:
@@ -64,8 +90,24 @@ class Checkpoints(Callback):
                 path.unlink(missing_ok=True)
 
 
+def requeue() -> None:
+    """Put the Slurm job that this is into the queue again; it goes on from its last checkpoint. Elsewhere: nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the job could not be queued again (%s); submit it anew: it goes on from its checkpoint", error)
+
+
 class Weights(Callback):
-    """Writes `model.safetensors` and the learning curves at each validation and at the end."""
+    """Writes `model.safetensors` and the learning curves at each validation and at the end.
+
+    Args:
+        save: writes the weights; called on all devices, which may each hold a part of them.
+        select: "last", or "best": the lowest validation loss.
+    """
 
     def __init__(self, run: Path, save: Callable[[], None], select: str) -> None:
         self.run = run
@@ -80,17 +122,19 @@ class Weights(Callback):
         self.best = float(state_dict["best"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
         loss = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
-        better = loss < self.best
-        self.best = min(self.best, loss) if loss == loss else self.best
-        if self.select == "last" or better:
+        if self.select == "last" or trainer.strategy.broadcast(loss < self.best):
             self.save()
-        draw_curves(self.run / "metrics.csv", self.run / "curves.png")
+        self.best = min(self.best, loss) if loss == loss else self.best
+        self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.select == "last" or not trainer.strategy.broadcast((self.run / "model.safetensors").is_file()):
+            self.save()
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            if self.select == "last" or not (self.run / "model.safetensors").is_file():
-                self.save()
             draw_curves(self.run / "metrics.csv", self.run / "curves.png")

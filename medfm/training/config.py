@@ -5,27 +5,59 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfm.data.config import DataConfig
-from medfm.registry import ENCODERS, OBJECTIVES, Config, InputPath, component
+from medfm.registry import ENCODERS, LAUNCHERS, OBJECTIVES, ComponentConfig, Config, InputPath, component
 from medfm.transforms.config import AugmentConfig, PreprocessConfig
 
 
 class OptimizerConfig(Config):
-    """AdamW; no weight decay on norms, biases, positions, tokens and the logit scale."""
+    """No weight decay on norms, biases, positions, tokens and the logit scale."""
 
-    lr: float = Field(default=5e-4, gt=0)
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = Field(default=5e-4, gt=0, description="see lr_scale")
+    lr_scale: Literal["none", "linear256", "sqrt1024"] = Field(
+        default="none",
+        description="what lr and text_lr are multiplied by: batch/256 (MAE, DINO), sqrt(batch/1024) (DINOv2); the batch of an "
+        "optimiser step over all devices, data.batch_size x trainer.accumulate",
+    )
     text_lr: float | None = Field(default=None, gt=0, description="learning rate of the text encoder; default: lr")
     weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
+    weight_decay_end: float | None = Field(
+        default=None, ge=0, description="half a cosine from weight_decay to this over the run (DINO: 0.04 to 0.4)"
+    )
+    decay_tokens: bool = Field(
+        default=False,
+        description="also decay positions, tokens and the gains of weight-normed layers, as MAE's and DINO's code",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="learning rate of each encoder block over that of the one after it (DINOv2: 0.9); heads: 1",
+    )
+    patch_embed_lr: float = Field(default=1.0, gt=0, description="multiplier of lr for the patch embedding (DINOv2: 0.2)")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="of adamw")
+    eps: float = Field(default=1e-6, gt=0, description="of adamw")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and lars")
+    trust: float = Field(default=0.001, gt=0, description="trust coefficient of lars")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.weight_decay_end is not None and self.weight_decay == 0:
+            raise ValueError("weight_decay_end needs a weight_decay above 0 to start from: groups without decay stay so")
+        return self
 
 
 class ScheduleConfig(Config):
-    """Linear warm-up, then half a cosine from lr to min_lr."""
+    """Linear warm-up, then half a cosine from lr to min_lr, or lr to the end."""
 
+    name: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps")
+    warmup_start: float | None = Field(
+        default=None, ge=0, description="learning rate of step 0 (MAE, DINO: 0); default: lr / warm-up steps"
+    )
     min_lr: float = Field(default=0.0, ge=0)
 
 
@@ -42,6 +74,12 @@ class TrainerConfig(Config):
         default=1, ge=1, description="batches an optimiser step; for contrastive prefer objective.cache_chunk"
     )
     clip_grad: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: off")
+    clip_grad_by: Literal["global", "parameter"] = Field(
+        default="global", description="norm of all gradients together, or of each parameter's by itself (DINO)"
+    )
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+        default="auto", description="auto: ddp on several devices; fsdp2 shares out weights, gradients and optimiser state"
+    )
     channels_last: bool = Field(default=False, description="memory layout of 2D images and encoder; faster for convolutions")
     compile: bool = Field(default=False, description="torch.compile the encoders")
     val_every: float = Field(default=1.0, gt=0, description="epochs between validations")
@@ -52,6 +90,82 @@ class TrainerConfig(Config):
         default="last", description="weights kept as model.safetensors; best: lowest val/loss"
     )
     extra: dict[str, Any] = Field(default_factory=dict, description="passed to lightning.Trainer as they are")
+
+
+class GuardConfig(Config):
+    """Watches a run for collapse: answers or features that are the same for every image."""
+
+    on_collapse: Literal["stop", "warn", "off"] = Field(
+        default="stop", description="stop: with a checkpoint and the evidence; warn: say so and go on; off: look at nothing"
+    )
+    steps: int = Field(default=10, ge=1, description="steps between looks at a teacher's entropies, which cost nothing")
+    feature_steps: int = Field(default=50, ge=1, description="steps between looks at the features of some training images")
+    every: float = Field(
+        default=1.0, gt=0, description="epochs between online kNN and linear probes, where the manifest has labels; see share"
+    )
+    images: int = Field(default=512, ge=16, description="most images looked at, and most that probes are fitted and scored on")
+    share: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="most images that looks at features, and probes, pass through the encoder, as a share of those trained "
+        "on: fewer images, and rarer probes, where `every` and `feature_steps` ask for more",
+    )
+    patience: int = Field(default=3, ge=1, description="looks in a row that must be bad")
+    min_information: float = Field(
+        default=0.03,
+        ge=0,
+        description="nats that a teacher's answer tells about which image it saw; bad if below, and below a fifth of its best",
+    )
+    min_spread: float = Field(
+        default=0.01, ge=0, lt=1, description="1 - mean cosine of two images' features, as a share of its best; bad if below"
+    )
+    grace: float = Field(
+        default=0.1, ge=0, le=1, description="share of all steps after which a run must have begun to tell images apart"
+    )
+    probes: bool = True
+    neighbours: int = Field(default=20, ge=1, description="k of the online kNN")
+
+    @field_validator("on_collapse", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """YAML reads `off` as false."""
+        return "off" if value is False else value
+
+
+@LAUNCHERS.register("local", "medfm.training.launch:Local")
+class LocalConfig(ComponentConfig):
+    """Train here, in this process and those that it starts on this machine."""
+
+    name: str = "local"
+
+
+@LAUNCHERS.register("slurm", "medfm.training.launch:Slurm")
+class SlurmConfig(ComponentConfig):
+    """Submit to Slurm through submitit: one task a GPU, a checkpoint and a new turn when the time is up."""
+
+    name: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = Field(
+        default="24:00:00",
+        pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$",
+        description="[DAYS-]HH:MM:SS; a run that needs longer is requeued",
+    )
+    nodes: int = Field(default=1, ge=1)
+    gpus_per_node: int = Field(default=1, ge=0, description="0: one CPU task a node")
+    cpus_per_task: int = Field(default=8, ge=1, description="cores of a task: data.workers and one")
+    mem: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$", description="memory of a node, e.g. 256G")
+    signal_before: int = Field(
+        default=180, ge=10, description="seconds before the end of `time` at which the run saves and stops"
+    )
+    setup: tuple[str, ...] = Field(default=(), description="shell lines before the run, e.g. [module load cuda]")
+    python: str | None = Field(default=None, description="interpreter on the cluster's nodes; default: this one")
+    extra: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="further sbatch options, e.g. {mail-type: END, exclude: node7}"
+    )
 
 
 class PretrainConfig(Config):
@@ -78,6 +192,13 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     trainer: TrainerConfig = TrainerConfig()
+    guard: GuardConfig = GuardConfig()
+    launcher: component(LAUNCHERS) = Field(default="local")  # type: ignore[valid-type]
+
+    @property
+    def step_batch(self) -> int:
+        """Images that an optimiser step sees, over all devices and accumulated batches."""
+        return self.data.batch_size * self.trainer.accumulate
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
@@ -87,4 +208,21 @@ class PretrainConfig(Config):
         channels = getattr(self.encoder, "in_channels", self.preprocess.channels)
         if channels != self.preprocess.channels:
             raise ValueError(f"encoder.in_channels {channels} differs from preprocess.channels {self.preprocess.channels}")
+        return self
+
+    @model_validator(mode="after")
+    def _augments(self) -> PretrainConfig:
+        augment, preprocess = self.augment, self.preprocess
+        if augment.flip and self.objective.tokenizer_config is not None and not augment.flip_with_text:
+            raise ValueError(
+                f"augment.flip={augment.flip:g} mirrors images, but not the left and right of the reports that the objective "
+                "reads: set augment.flip=0, or augment.flip_with_text=true if no report names a side"
+            )
+        if augment.flip and len(preprocess.size) == 2 and "D" in augment.flip_axes:
+            raise ValueError("augment.flip_axes: single images have H and W, and no D")
+        if augment.colours and (preprocess.channels != 3 or preprocess.windows):
+            raise ValueError(
+                "augment.saturation, hue and greyscale_p change colours: they need preprocess.channels=3, and no "
+                "preprocess.windows"
+            )
         return self

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from medfm.errors import TrainingError
 from medfm.objectives.base import Objective
 from medfm.training.config import PretrainConfig
-from medfm.training.optim import build_optimizer, build_schedule
+from medfm.training.gradients import all_finite, clip_gradients
+from medfm.training.optim import build_schedule, optimizer_of, parameter_groups, set_weight_decay
 from medfm.transforms.augment import Augment
 from medfm.transforms.draws import Draws
 from medfm.transforms.preprocess import Preprocess
 from medfm.types import Batch, ObjectiveOutput
+
+if TYPE_CHECKING:
+    from medfm.training.sharding import Sharded
 
 
 def step_seed(seed: int, step: int, what: int | str) -> int:
@@ -44,14 +49,31 @@ class PretrainModule(LightningModule):
         self.preprocess = preprocess
         self.augment = Augment(config.augment)
         self.config = config
+        self.sharded: Sharded | None = None
         self.total_steps = total_steps
         self.batches_per_epoch = batches_per_epoch
         self._draws: Draws | None = None
         self._last: ObjectiveOutput | None = None
         self._validation: list[tuple[int, dict[str, float]]] = []
 
+    def configure_model(self) -> None:
+        if self.config.trainer.strategy == "fsdp2" and self.sharded is None:
+            from medfm.training.sharding import Sharded
+
+            assert self.device_mesh is not None
+            self.trainer.precision_plugin.convert_module(self)
+            self.sharded = Sharded(self.objective, self.device_mesh["data_parallel"], self.config.trainer.precision)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, parts of the objective can run by themselves whatever the strategy, for probes and pictures. With fsdp2 all
+        devices must come here, and run the same."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
+
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.objective, self.config.optimizer)
+        groups = parameter_groups(self.objective, self.config.optimizer, self.config.step_batch)
+        if self.sharded is not None:
+            groups = self.sharded.optimised(groups)
+        optimizer = optimizer_of(groups, self.config.optimizer)
         schedule = build_schedule(optimizer, self.total_steps, self.config.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -62,6 +84,11 @@ class PretrainModule(LightningModule):
             step_seed(self.config.seed, batch_idx, "draws"), self.device, self.global_rank, self.trainer.world_size
         )
         self.objective.before_step(self.global_step, self.total_steps)
+        set_weight_decay(self._optimizer, self.config.optimizer, self.global_step, self.total_steps)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
 
     def _forward(self, batch: Batch, draws: Draws) -> ObjectiveOutput:
         if not self.objective.takes_stored_pixels:
@@ -80,9 +107,10 @@ class PretrainModule(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by norm, and refuse to step on a loss or gradient that is not finite."""
-        largest = self.config.trainer.clip_grad or float("inf")
+        if self.sharded is not None:
+            self.sharded.gather_scalars()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, largest)
+        norm = clip_gradients(parameters, self.config.trainer.clip_grad, self.config.trainer.clip_grad_by)
         assert self._last is not None
         scaled = self.trainer.precision == "16-mixed"  # its scaler meets infinite gradients by design and skips the step
         if not torch.isfinite(self._last.loss) or not (scaled or torch.isfinite(norm)):
@@ -90,10 +118,17 @@ class PretrainModule(LightningModule):
         self._last.logs["grad_norm"] = norm.detach()
         self.objective.after_backward(self.global_step, self.total_steps)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Not in on_train_batch_end, which comes after the callbacks' own: their checkpoints and weights would hold a teacher
+        # that has not followed yet. The step's number is counted up behind this hook.
+        self.objective.after_optimizer_step(self.global_step + 1, self.total_steps)
+
     def _not_finite(self, output: ObjectiveOutput) -> str:
         terms = [name for name, value in {**output.logs, "loss": output.loss}.items() if not torch.isfinite(value).all()]
-        grads = [n for n, p in self.objective.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-        what = f"loss term{'s' if len(terms) > 1 else ''} {', '.join(terms)}" if terms else f"the gradient of '{grads[0]}'"
+        grads = [n for n, p in self.objective.named_parameters() if p.grad is not None and not all_finite(p.grad)]
+        what = f"loss term{'s' if len(terms) > 1 else ''} {', '.join(terms)}" if terms else "a gradient"
+        what = f"the gradient of '{grads[0]}'" if grads and not terms else what
         return (
             f"step {self.global_step}: {what} not finite; the weights are unchanged. Lower optimizer.lr, raise "
             "schedule.warmup, set trainer.clip_grad, or use trainer.precision=bf16-mixed or 32-true; resume=auto goes on "
@@ -101,13 +136,14 @@ class PretrainModule(LightningModule):
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.config.trainer.accumulate == 0:
-            self.objective.after_optimizer_step(self.global_step, self.total_steps)
+        if (batch_idx + 1) % self.config.trainer.accumulate:
+            return
         if self.global_step % self.config.trainer.log_every == 0 and self._last is not None:
             logs = {
                 f"train/{name}": float(value.detach()) for name, value in {**self._last.logs, "loss": self._last.loss}.items()
             }
-            logs["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            first = self._optimizer.param_groups[0]
+            logs["lr"] = first["lr"] / first.get("lr_multiplier", 1.0)
             logs["epoch"] = (batch_idx + 1) / self.batches_per_epoch
             self._write(logs)
             self.log("loss", logs["train/loss"], prog_bar=True, logger=False)

@@ -18,7 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
-    """Train by a recipe, or go on with a run that stopped.
+    """Train by a recipe, where its `launcher` says: here, or in a job, for which this only submits. See `train`."""
+    from medfm.registry import LAUNCHERS
+
+    folder: Path = LAUNCHERS.build(config.launcher).launch(config, progress)
+    return folder
+
+
+def train(config: PretrainConfig, progress: bool = True) -> Path:
+    """Train by a recipe here, or go on with a run that stopped.
 
     The run folder holds `model.safetensors` (weights with contract and tokenizer), `checkpoints/`, `resolved.yaml` (itself a
     recipe), `environment.json`, `metrics.csv`, `tensorboard/` and `curves.png`.
@@ -36,10 +44,17 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
     from medfm.data.manifest import manifest_hash, read_manifest
 
     progress = progress and _first_process()
+    objective_config: Any = config.objective
     run = config.out or Path("runs") / config.name
     # A store compares each file's size and time with what it was made from; the files need not be read again.
     level = config.data.check_files if config.data.cache in ("none", "memory") else "none"
-    manifest = prepare(read_manifest(config.data.manifest, config.data.root), config.data, progress=progress, level=level)
+    manifest = prepare(
+        read_manifest(config.data.manifest, config.data.root),
+        config.data,
+        need_text=objective_config.tokenizer_config is not None,
+        progress=progress,
+        level=level,
+    )
     digest = manifest_hash(manifest)
     checkpoint = _checkpoint(run, config, digest)
 
@@ -48,9 +63,12 @@ def pretrain(config: PretrainConfig, progress: bool = True) -> Path:
 
 
 def _first_process() -> bool:
-    """Whether this is the process that writes. Lightning starts one process a device, each of which comes through here."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    """Whether this is the process that writes. Lightning and torchrun start one process a device, and Slurm one a task, each of
+    which comes through here. (In a shell that Slurm gave out, SLURM_PROCID is that of the shell.)"""
+    for names in (("RANK",), ("LOCAL_RANK", "NODE_RANK"), ("SLURM_PROCID",)):
+        if names[0] in os.environ:
+            return all(os.environ.get(name, "0") == "0" for name in names)
+    return True
 
 
 def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
@@ -72,55 +90,59 @@ def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
 
 def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoint: Path | None, progress: bool) -> Path:
     import torch
-    from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from medfm.objectives.base import Objective, Parts
     from medfm.registry import OBJECTIVES
+    from medfm.training.build import build_trainer
     from medfm.training.callbacks import Checkpoints, Weights
-    from medfm.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from medfm.training.checkpoint import read_checkpoint
+    from medfm.training.guard import build_guard
     from medfm.training.loaders import Loaders
     from medfm.training.logs import CsvLogger
     from medfm.training.module import PretrainModule
+    from medfm.training.panels import build_panels
     from medfm.training.progress import RunProgress
     from medfm.training.run_folder import environment, write_run_files
+    from medfm.training.views_picture import build_views_picture
     from medfm.transforms.preprocess import Preprocess
-    from medfm.weights.save import save_model
 
-    torch.manual_seed(config.seed)
     preprocess = Preprocess(config.preprocess)
     objective_config: Any = config.objective
-    parts = Parts(
-        config.encoder,
-        preprocess,
-        config.augment,
-        config.data.batch_size * config.trainer.accumulate,
-        objective_config.tokenizer_config,
-    )
+    parts = Parts(config.encoder, preprocess, config.augment, config.step_batch, objective_config.tokenizer_config)
+    loaders = Loaders(manifest, config, preprocess, parts.tokenizer)
+    parts.train_images = len(loaders.train)
+    torch.manual_seed(config.seed)
     objective: Objective = OBJECTIVES.build(config.objective, parts=parts)
     if config.init is not None and checkpoint is None:
-        from medfm.weights.load import load_tensors_into
-
-        started = load_tensors_into(objective.learner(), config.init, allow=config.init_allow)
-        objective.weights_loaded()
-        if started.missing or started.unused:
-            log.warning("init: %d tensors start at random, %d are unused", len(started.missing), len(started.unused))
+        _start_from(objective, config)
     if config.trainer.channels_last:
         parts.image_encoder.to(memory_format=torch.channels_last)
 
-    loaders = Loaders(manifest, config, preprocess, parts.tokenizer)
     per_epoch = loaders.batches_per_epoch
     batches = math.ceil(config.trainer.max_epochs * per_epoch)
     total = config.trainer.max_steps or max(1, batches // config.trainer.accumulate)
     loaders.total_batches = total * config.trainer.accumulate
-
     done = int(read_checkpoint(checkpoint)["global_step"]) if checkpoint else 0
     if done >= total:
         log.warning("'%s' has run its %d steps already", run, total)
         return run
     loaders.done_batches = done * config.trainer.accumulate
 
+    module = PretrainModule(objective, preprocess, config, total, per_epoch)
     facts = environment(digest, str(manifest.meta.get("card") or ""))
+    extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
+    extra |= {key: manifest.meta.get(key) for key in ("card", "text_kind", "licence", "intensity_units")}
+    every = max(1, round(config.trainer.checkpoint_every * per_epoch / config.trainer.accumulate))
+    keeper = Checkpoints(run / "checkpoints", every, config.trainer.keep, config.trainer.accumulate)
+    callbacks = [
+        build_guard(config, objective, loaders, run, preprocess),  # before the learning curves are drawn
+        Weights(run, lambda: _save(run, module, config, parts.tokenizer, extra), config.trainer.select),
+        keeper,
+        build_panels(config, objective, loaders, run, preprocess),
+        build_views_picture(config, run, preprocess),
+        RunProgress(config.name, per_epoch / config.trainer.accumulate) if progress else None,
+    ]
     loggers: list[Any] = []
     if _first_process():
         run.mkdir(parents=True, exist_ok=True)
@@ -129,42 +151,44 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
             CsvLogger(run / "metrics.csv", done),
             TensorBoardLogger(str(run), name="", version="tensorboard", purge_step=done or None),
         ]
-
-    def save() -> None:
-        extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
-        extra |= {key: manifest.meta.get(key) for key in ("card", "text_kind", "licence", "intensity_units")}
-        save_model(run / "model.safetensors", objective.model(), config.model_dump(mode="json"), parts.tokenizer, extra)
-
-    every = max(1, round(config.trainer.checkpoint_every * per_epoch / config.trainer.accumulate))
-    keeper = Checkpoints(run / "checkpoints", every, config.trainer.keep)
-    bars = [RunProgress(config.name, per_epoch / config.trainer.accumulate)] if progress else []
     if config.trainer.compile:
         objective.compile_encoders()
-    trainer = Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        precision=config.trainer.precision,
-        accumulate_grad_batches=config.trainer.accumulate,
-        max_steps=total,
-        max_epochs=1,  # one pass of a sampler that knows the epochs: no worker restarts, and an exact place to resume at
-        val_check_interval=min(max(1, round(config.trainer.val_every * per_epoch)), loaders.total_batches),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        plugins=[AtomicCheckpointIO()],
-        logger=loggers,
-        callbacks=[Weights(run, save, config.trainer.select), keeper, *bars],
-        **config.trainer.extra,
+    trainer = build_trainer(
+        config.trainer,
+        steps=total,
+        batches=loaders.total_batches,
+        per_epoch=per_epoch,
+        loggers=loggers,
+        callbacks=[callback for callback in callbacks if callback is not None],
+        progress=progress,
     )
-    module = PretrainModule(objective, preprocess, config, total, per_epoch)
     trainer.fit(module, datamodule=loaders, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     if keeper.stopped_by is not None:
         raise KeyboardInterrupt
     return run
+
+
+def _start_from(objective: Any, config: PretrainConfig) -> None:
+    """Load the weights that `init` names into what learns."""
+    from medfm.weights.load import load_tensors_into
+
+    assert config.init is not None
+    started = load_tensors_into(objective.learner(), config.init, allow=config.init_allow)
+    objective.weights_loaded()
+    if started.missing or started.unused:
+        log.warning("init: %d tensors start at random, %d are unused", len(started.missing), len(started.unused))
+
+
+def _save(run: Path, module: Any, config: PretrainConfig, tokenizer: Any, extra: dict[str, Any]) -> None:
+    """Write the weights; on every device, since each may hold a part of them."""
+    from medfm.weights.save import save_model
+
+    model = module.objective.model()
+    tensors = module.sharded.tensors(model) if module.sharded is not None else None
+    if _first_process():
+        # How and where a run was started is nobody's business who is given its weights.
+        recipe = config.model_dump(mode="json", exclude={"launcher"})
+        save_model(run / "model.safetensors", model, recipe, tokenizer, extra, tensors=tensors)
 
 
 # True of medfm by design: a whole-run loader, in-process loading, batches moved by the module.
@@ -175,6 +199,8 @@ _KNOWN = (
     "dataloader is not resumable",
     "logging interval",
     "transfer_batch_to_device",
+    "in eval mode at the start of training",  # teachers
+    "all_gather is deprecated",  # by Lightning itself
 )
 
 

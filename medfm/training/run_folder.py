@@ -16,7 +16,8 @@ from medfm.training.config import PretrainConfig
 
 # A resumed run may differ in these without becoming another run.
 _FREE = ("resume", "out", "data.workers", "data.cache", "data.cache_gb", "data.check_files", "data.root", "trainer.accelerator",
-         "trainer.devices", "trainer.num_nodes", "trainer.keep", "trainer.checkpoint_every", "trainer.log_every")  # fmt: skip
+         "trainer.devices", "trainer.num_nodes", "trainer.keep", "trainer.checkpoint_every", "trainer.log_every",
+         "trainer.strategy", "trainer.compile", "encoder.gradient_checkpointing", "launcher", "guard")  # fmt: skip
 _PACKAGES = ("medfm", "torch", "torchvision", "lightning", "timm", "transformers", "numpy", "pydicom", "nibabel")
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
@@ -22,9 +22,9 @@ FILE_NAME = "model.safetensors"
 METADATA_KEY = "medfm"
 
 
-def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, contiguous, without the `_orig_mod.` that torch.compile puts into names."""
-    return {k.replace("_orig_mod.", ""): v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict on the CPU, contiguous, without the `_orig_mod.` that torch.compile puts into names."""
+    return {k.replace("_orig_mod.", ""): v.detach().cpu().contiguous() for k, v in state.items()}
 
 
 def _without_folders(value: Any) -> Any:
@@ -52,6 +52,7 @@ def save_model(
     recipe: Mapping[str, Any],
     tokenizer: Tokenizer | None,
     extra: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes `network` with all that is needed to use it as one safetensors file, atomically; returns the file's path.
 
@@ -63,6 +64,7 @@ def save_model(
     Args:
         path: the file, or a folder, which then gets model.safetensors.
         recipe: the resolved pre-training recipe, of which `encoder`, `objective` and `preprocess` are used.
+        tensors: the network's state dict, where the network itself holds shards of it.
     """
     from safetensors.torch import save_file
 
@@ -86,5 +88,6 @@ def save_model(
     card["tokenizer"] = tokenizer.to_state() if has_text and tokenizer is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        save_file(plain_tensors(network), temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(card, default=str)})
+        values = plain_tensors(network.state_dict() if tensors is None else tensors)
+        save_file(values, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(card, default=str)})
     return path

@@ -1,0 +1,46 @@
+"""What a pre-training recipe may not ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from medfm.training.config import PretrainConfig
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "manifest.csv"
+    path.write_text("image\n", encoding="utf-8")
+    return path
+
+
+def recipe(manifest: Path, **changes: Any) -> PretrainConfig:
+    tree = {"data": {"manifest": str(manifest)}, "preprocess": {"size": [224, 224]}, **changes}
+    return PretrainConfig.model_validate(tree)
+
+
+def test_flip__is_refused_where_reports_are_read(manifest: Path) -> None:
+    with pytest.raises(ValidationError, match=r"left and right of the reports.*flip_with_text"):
+        recipe(manifest, augment={"flip": 0.5})
+    assert recipe(manifest, augment={"flip": 0.5, "flip_with_text": True}).augment.flip == 0.5
+    assert recipe(manifest, augment={"flip": 0.5}, objective={"name": "mae"}).augment.flip == 0.5
+    terms = [{"name": "mae"}, {"name": "contrastive"}]
+    with pytest.raises(ValidationError, match="flip_with_text"):
+        recipe(manifest, augment={"flip": 0.5}, objective={"name": "sum", "terms": terms})
+
+
+def test_flip_axes__single_images_have_no_slices(manifest: Path) -> None:
+    mae = {"name": "mae"}
+    with pytest.raises(ValidationError, match="no D"):
+        recipe(manifest, augment={"flip": 0.5, "flip_axes": ["D"]}, objective=mae)
+
+
+def test_colour__needs_colour_images(manifest: Path) -> None:
+    with pytest.raises(ValidationError, match="channels=3"):
+        recipe(manifest, augment={"hue": 0.1})
+    colour = recipe(manifest, augment={"hue": 0.1}, preprocess={"channels": 3}, encoder={"name": "vit", "in_channels": 3})
+    assert colour.augment.colours
