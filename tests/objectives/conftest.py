@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfm.encoders.config import ClipTextConfig, VitConfig
 from medfm.encoders.dual import DualEncoder
+from medfm.encoders.image import ImageModel
 from medfm.encoders.pooling import pooled
 from medfm.encoders.text import ClipTextEncoder
 from medfm.encoders.vit import VisionTransformer
-from medfm.objectives.config import ContrastiveConfig
+from medfm.objectives.config import ContrastiveConfig, DinoConfig, M3aeConfig
 from medfm.objectives.contrastive import ContrastiveObjective
+from medfm.objectives.dino import DinoObjective
+from medfm.objectives.m3ae import M3aeObjective
+from medfm.objectives.two_views import TeacherObjective, TwoViewsObjective
+from medfm.registry import OBJECTIVES
+from medfm.transforms.draws import Draws
+from medfm.transforms.views import Views
 from medfm.types import Batch
 
 
@@ -71,7 +79,76 @@ def make_batch(n: int = 10, seed: int = 0) -> Batch:
     )
 
 
-def gradients(objective: ContrastiveObjective) -> dict[str, Tensor]:
+def make_network(**knobs: Any) -> ImageModel:
+    """A two-block image model in float64; same weights on every call."""
+    sizes = {"img_size": (8, 8), "patch_size": (2, 2), "embed_dim": 16, "depth": 2, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ImageModel(VisionTransformer(VitConfig(**sizes | knobs))).double()
+
+
+def noisy_views(stored: Tensor, draws: Draws) -> Views:
+    """Two views in float64: noise, the same however many devices draw it."""
+    noise = [draws.rand(len(stored), *stored.shape[1:]).to(stored) - 0.5 for _ in range(2)]
+    return Views(torch.cat([stored + noise[0], stored.flip(-1) + noise[1]]), None)
+
+
+def make_two_views(name: str, batch_size: int = 8, network: ImageModel | None = None, **knobs: Any) -> TwoViewsObjective:
+    """A tiny objective by its recipe name, in float64; same weights on every call."""
+    small = {"out_dim": 8} if name == "barlow" else {"out_dim": 8, "hidden_dim": 12}
+    config: Any = OBJECTIVES.parse({"name": name, **small, **knobs})
+    kind = getattr(import_module(f"medfm.objectives.{name}"), f"{name.capitalize()}Objective")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        sizes = {"batch_size": batch_size} if issubclass(kind, TeacherObjective) else {}
+        objective: TwoViewsObjective = kind(config, network or make_network(), noisy_views, **sizes)
+    return objective.double()
+
+
+def crops(stored: Tensor, draws: Draws) -> Views:
+    """Two global views and three local ones of half the size in float64: noise and corners, however many devices draw them."""
+    noise = draws.rand(len(stored), 5, *stored.shape[1:]).to(stored).sub_(0.5).transpose(0, 1)
+    small = (..., *[slice(0, n // 2) for n in stored.shape[2:]])
+    return Views((stored + noise[:2]).flatten(0, 1), (stored + noise[2:]).flatten(0, 1)[small])
+
+
+def make_dino(network: ImageModel | None = None, out_dim: int = 24, **knobs: Any) -> DinoObjective:
+    """A tiny self-distillation in float64; same weights on every call."""
+    config = DinoConfig(**{"hidden_dim": 12, "bottleneck_dim": 8, "views": {"local_count": 3}, **knobs})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return DinoObjective(config, network or make_network(), crops, out_dim).double()
+
+
+def make_m3ae(encoder: nn.Module | None = None, **knobs: Any) -> M3aeObjective:
+    """A tiny M3AE over the tokens of `make_batch`, in float64; 31 ends a text."""
+    config = M3aeConfig(decoder_dim=12, decoder_depth=2, decoder_heads=2, **knobs)
+    network = make_network() if encoder is None else ImageModel(encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return M3aeObjective(config, network, vocab_size=32, context_length=6, special=[31]).double()
+
+
+def train(
+    objective: Any, batches: list[Batch], lr: float = 0.1, *, start: int = 0, total: int | None = None, draws: Any = Draws
+) -> list[float]:
+    """A step of plain SGD a batch from step `start` of `total`, with the calls that the training loop makes; the losses."""
+    total = total or len(batches)
+    wrapped, objective = objective, getattr(objective, "module", objective)
+    optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step, batch in enumerate(batches, start=start):
+        objective.before_step(step, total)
+        optimiser.zero_grad()
+        loss = wrapped(batch, draws(step)).loss
+        loss.backward()
+        optimiser.step()
+        objective.after_optimizer_step(step + 1, total)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def gradients(objective: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
 
 
@@ -97,3 +174,28 @@ def _make_batch() -> Callable[..., Batch]:
 @pytest.fixture(name="gradients")
 def _gradients() -> Callable[[ContrastiveObjective], dict[str, Tensor]]:
     return gradients
+
+
+@pytest.fixture(name="make_network")
+def _make_network() -> Callable[..., ImageModel]:
+    return make_network
+
+
+@pytest.fixture(name="make_two_views")
+def _make_two_views() -> Callable[..., TwoViewsObjective]:
+    return make_two_views
+
+
+@pytest.fixture(name="make_dino")
+def _make_dino() -> Callable[..., DinoObjective]:
+    return make_dino
+
+
+@pytest.fixture(name="make_m3ae")
+def _make_m3ae() -> Callable[..., M3aeObjective]:
+    return make_m3ae
+
+
+@pytest.fixture(name="train")
+def _train() -> Callable[..., list[float]]:
+    return train
