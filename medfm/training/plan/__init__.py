@@ -1,0 +1,1 @@
+"""What a recipe needs of a GPU, before it runs on one."""
