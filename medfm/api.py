@@ -25,7 +25,17 @@ def resolve_verb(verb: str, recipe: str | None, overrides: Mapping[str, Any]) ->
 
     if verb not in VERBS:
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, VERBS) or '; known: ' + ', '.join(VERBS)}")
-    return resolve(schema_of(VERBS[verb]), verb, recipe, overrides)
+    schema, other = schema_of(VERBS[verb]), VERBS[verb].changes
+    if other:
+        overrides = _set_apart(overrides, set(schema.model_fields), set(schema_of(VERBS[other]).model_fields))
+    return resolve(schema, verb, recipe, overrides)
+
+
+def _set_apart(overrides: Mapping[str, Any], own: set[str], others: set[str]) -> dict[str, Any]:
+    """Keys of another verb under `changes`, as they are: `{"gpu": "h100", "changes": {"encoder.depth": 24}}`."""
+    theirs = {k: v for k, v in overrides.items() if k.partition(".")[0] in others - own}
+    kept = {k: v for k, v in overrides.items() if k not in theirs}
+    return {**kept, "changes": {**(kept.get("changes") or {}), **theirs}} if theirs else kept
 
 
 def call(verb: str, recipe: str | None, overrides: Mapping[str, Any], quiet: bool = True) -> Any:
@@ -53,7 +63,8 @@ def phantom(overrides: Mapping[str, Any]) -> Path:
 
 
 def evaluate(task: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Score a model on `task` ("zero_shot", "retrieval"). Returns the result that `result.json` holds."""
+    """Score a model on `task` ("zero_shot", "retrieval", "linear_probe", "knn", "segmentation_probe"). Returns the result that
+    `result.json` holds."""
     return call(f"evaluate {task}", None, overrides)
 
 
@@ -85,6 +96,11 @@ def cache(overrides: Mapping[str, Any]) -> Any:
 def merge(overrides: Mapping[str, Any]) -> Any:
     """Join the manifests of several data sets. Returns the report."""
     return call("merge", None, overrides)
+
+
+def plan(recipe: str, gpu: str = "", overrides: Mapping[str, Any] | None = None) -> Any:
+    """What a recipe needs of a GPU. `overrides` are keys of `plan` and of `pretrain`. Returns the plan."""
+    return call("plan", None, {"recipe": recipe, "gpu": gpu, **(overrides or {})})
 
 
 def _print(*renderables: Any) -> None:
@@ -146,20 +162,28 @@ def run_pretrain(config: Any, quiet: bool) -> Path:
     return train(config, progress=not quiet)
 
 
+def run_plan(config: Any, quiet: bool) -> Any:
+    from medfm.config.resolve import resolve
+    from medfm.training.config import PretrainConfig
+
+    # Nothing is read of manifest and weights: a plan is made before there is data.
+    recipe = resolve(PretrainConfig, "pretrain", config.recipe, config.changes, files=False)
+    return _run_and_show("medfm.training.plan.run", "run_plan", quiet, config, recipe.config)
+
+
+# Configuration of an evaluation -> module and function that runs it; the module's `render` shows its result.
+_EVALUATIONS = {
+    "ZeroShotConfig": ("zero_shot", "run_zero_shot"),
+    "RetrievalConfig": ("retrieval", "run_retrieval"),
+    "LinearProbeConfig": ("probe", "run_linear_probe"),
+    "KnnConfig": ("probe", "run_knn"),
+    "SegmentationProbeConfig": ("segmentation_probe", "run_segmentation_probe"),
+}
+
+
 def run_evaluate(config: Any, quiet: bool) -> dict[str, Any]:
-    from medfm.evaluation.config import ZeroShotConfig
-
-    if isinstance(config, ZeroShotConfig):
-        from medfm.evaluation import zero_shot
-
-        result, table = zero_shot.run_zero_shot(config, progress=not quiet), zero_shot.render
-    else:
-        from medfm.evaluation import retrieval
-
-        result, table = retrieval.run_retrieval(config, progress=not quiet), retrieval.render
-    if not quiet:
-        _print(table(result))
-    return result
+    module, function = _EVALUATIONS[type(config).__name__]
+    return _run_and_show(f"medfm.evaluation.{module}", function, quiet, config)
 
 
 def run_embed(config: Any, quiet: bool) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfm.evaluation import plots
 from medfm.io.files import atomic_write
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from medfm.data.manifest import Manifest
+    from medfm.evaluation.probe import Probed
     from medfm.evaluation.scoring import Scored
     from medfm.evaluation.zero_shot import Evaluation, ZeroShotClassifier
 
@@ -32,7 +35,8 @@ def write_zero_shot(
 ) -> None:
     """Write `predictions.parquet`, `card.html` and, last, `result.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_predictions(folder / "predictions.parquet", done, result)
+    columns = [finding.name for finding in done.prompts.findings]
+    write_predictions(folder / "predictions.parquet", columns, _parts(done, result))
     sections = []
     for entry in result["findings"]:
         case = done.scored[entry["name"]]
@@ -41,6 +45,27 @@ def write_zero_shot(
         sections.append({"entry": entry, "curves": _curves(entry, case), "examples": examples, "prompts": prompts})
     write_html(folder / "card.html", "zero_shot.html.j2", result=result, sections=sections)
     write_json(folder / "result.json", result)
+
+
+def write_probe(folder: Path, result: dict[str, Any], done: Probed) -> None:
+    """Write `predictions.parquet`, `card.html` and, last, `result.json` of a probe into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.parquet", done.findings, _parts(done, result))
+    sections = [{"entry": entry, "curves": _curves(entry, done.scored[entry["name"]])} for entry in result["findings"]]
+    efficiency = []
+    if len(result["label_efficiency"]) > 1:
+        figure = plots.efficiency_figure(result["label_efficiency"], result.get("against", {}).get("name", ""))
+        efficiency = [{"alt": "Mean AUROC by number of training patients", "uri": plots.curve_uri(figure)}]
+    write_html(folder / "card.html", "probe.html.j2", result=result, sections=sections, efficiency=efficiency)
+    write_json(folder / "result.json", result)
+
+
+def _parts(done: Evaluation | Probed, result: dict[str, Any]) -> list[tuple[str, NDArray, NDArray]]:
+    data = result["data"]
+    return [
+        (data["split"], done.rows, done.probabilities),
+        (data["val_split"], done.val_rows, done.val_probabilities),
+    ]
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
@@ -105,20 +130,12 @@ def whisker(entry: dict[str, Any], width: int = 132, height: int = 16) -> Any:
     )
 
 
-def _write_predictions(path: Path, done: Evaluation, result: dict[str, Any]) -> None:
+def write_predictions(path: Path, columns: Sequence[str], parts: Sequence[tuple[str, NDArray, NDArray]]) -> None:
+    """A row an image: its manifest row, split and the probabilities. `parts`: split, rows (n,), probabilities (n, F)."""
     import pandas as pd
 
-    columns = [finding.name for finding in done.prompts.findings]
-    frame = pd.concat(
-        [
-            pd.DataFrame(values, columns=columns).assign(row=rows, split=split)
-            for rows, values, split in (
-                (done.rows, done.probabilities, result["data"]["split"]),
-                (done.val_rows, done.val_probabilities, result["data"]["val_split"]),
-            )
-        ],
-        ignore_index=True,
-    )
+    frames = [pd.DataFrame(values, columns=list(columns)).assign(row=rows, split=split) for split, rows, values in parts]
+    frame = pd.concat(frames, ignore_index=True)
     with atomic_write(path) as temporary:
         frame[["row", "split", *columns]].to_parquet(temporary, index=False)
 

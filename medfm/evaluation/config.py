@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfm.registry import Config, InputPath
 from medfm.text.config import ReportConfig
@@ -61,6 +61,116 @@ class RetrievalConfig(Config):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the result; default: <run>/retrieval")
+
+
+class ProbeDataConfig(EvaluateDataConfig):
+    """Which studies a probe is fitted on, chosen on and scored on."""
+
+    train_split: str = Field(default="train", description="split that the probe is fitted on")
+    val_split: str = Field(
+        default="val",
+        description="split that the probe's strength and thresholds are chosen on; where it has no labelled image, strength is "
+        "chosen by cross-validation over patients of the training split",
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> ProbeDataConfig:
+        names = (self.train_split, self.val_split, self.split)
+        if len(set(names)) < 3:
+            raise ValueError(f"train_split, val_split and split must differ, got {', '.join(map(repr, names))}")
+        return self
+
+
+class FrozenFeatures(Config):
+    """What every probe of frozen features has: the model, the data, the features."""
+
+    model: InputPath = Field(description="run folder or model.safetensors")
+    data: ProbeDataConfig
+    features: Path | None = Field(
+        default=None, description="folder where features are kept for a second run; default: features beside the weights"
+    )
+    bootstrap: int = Field(default=1000, ge=0, description="resamples, clustered by patient")
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    random_baseline: bool = Field(default=True, description="probe the same architecture with random weights beside it")
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = Field(default=None, description="folder of the evaluation card; default: one beside the weights")
+
+
+class ClassificationProbeConfig(FrozenFeatures):
+    """What the linear probe and nearest neighbours share."""
+
+    against: InputPath | None = Field(
+        default=None, description="run folder or weight file of another model, probed in the same way; the difference is given"
+    )
+    findings: tuple[str, ...] = Field(default=(), description="score these only; empty scores all that have labels")
+    uncertain: Literal["ignore", "negative", "positive"] = Field(default="ignore", description="how label -1 counts")
+    pool: Literal["cls", "mean", "cls+mean"] | None = Field(default=None, description="default: the encoder's")
+    blocks: int = Field(default=1, ge=1, description="features of the last n blocks side by side (DINO: 4 with ViT-S)")
+    train_share: tuple[float, ...] = Field(
+        default=(), description="label efficiency: fit on these shares of the training patients too, e.g. [0.01, 0.1]"
+    )
+    draws: int = Field(default=5, ge=1, description="draws of patients for each of train_share below 1")
+
+    @field_validator("train_share")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share <= 1 for share in value):
+            raise ValueError(f"{list(value)} are no shares: each must be above 0 and at most 1")
+        return tuple(sorted(set(value)))
+
+
+class LinearProbeConfig(ClassificationProbeConfig):
+    """`medfm evaluate linear_probe`: one logistic regression a finding on frozen features."""
+
+    l2: tuple[float, ...] = Field(
+        default=(0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5),
+        description="penalties to choose from: log loss summed over images + l2 / 2 * |w|^2, features standardised",
+    )
+
+    @field_validator("l2")
+    @classmethod
+    def _above_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) <= 0:
+            raise ValueError("give at least one penalty, each above 0")
+        return tuple(sorted(set(value)))
+
+
+class KnnConfig(ClassificationProbeConfig):
+    """`medfm evaluate knn`: the weighted vote of the nearest training images."""
+
+    k: tuple[int, ...] = Field(default=(5, 10, 20, 100, 200), description="numbers of neighbours to choose from")
+    temperature: float = Field(default=0.07, gt=0, description="of the votes, exp(cosine / temperature)")
+
+    @field_validator("k")
+    @classmethod
+    def _above_zero(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError("give at least one number of neighbours, each at least 1")
+        return tuple(sorted(set(value)))
+
+
+class SegmentationProbeConfig(FrozenFeatures):
+    """`medfm evaluate segmentation_probe`: one linear layer from frozen patch tokens to masks."""
+
+    structures: tuple[str, ...] = Field(
+        default=(), description="names in the masks to score; empty: those of mask_labels, else those of the first masks"
+    )
+    mask_labels: dict[int, str] = Field(
+        default_factory=dict, description="value in the masks -> name, where neither masks nor manifest say it"
+    )
+    l2: tuple[float, ...] = Field(
+        default=(1e-6, 1e-4), description="penalties to choose from: mean cross-entropy + l2 / 2 * |w|^2, tokens standardised"
+    )
+    iterations: int = Field(default=60, ge=1, description="of L-BFGS for each penalty, at most")
+    pictures: int = Field(default=4, ge=0, description="example images in the card; 0 where the card leaves the hospital")
+
+    @field_validator("l2")
+    @classmethod
+    def _not_negative(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) < 0:
+            raise ValueError("give at least one penalty, none below 0")
+        return tuple(sorted(set(value), reverse=True))
 
 
 class EmbedConfig(Config):

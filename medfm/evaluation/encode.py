@@ -40,23 +40,70 @@ class EncodedBatch:
     failures: list[Failure]
 
 
-class _Files(Dataset[tuple[int, Tensor | str]]):
-    """Decodes and preprocesses; an unreadable file becomes its error's text, so that a worker process survives it."""
+@dataclass(frozen=True, eq=False)
+class ReadBatch:
+    """Attributes:
+    positions: of the items that could be read, ascending.
+    tensors: what was read of them, stacked: each (B, ...). Empty where nothing could be read.
+    failures: items of this stretch that could not be read.
+    """
+
+    positions: list[int]
+    tensors: tuple[Tensor, ...]
+    failures: list[Failure]
+
+
+class ImageFiles:
+    """position -> (image (C, *size) in storage dtype,): decodes and preprocesses."""
 
     def __init__(self, paths: Sequence[Path], modalities: Sequence[str], preprocess: Preprocess) -> None:
         self.paths = paths
         self.modalities = modalities
         self.preprocess = preprocess
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def __call__(self, position: int) -> tuple[Tensor, ...]:
+        image = self.preprocess.load(self.paths[position], self.modalities[position] if self.modalities else "")
+        return (torch.from_numpy(self.preprocess(image)),)
 
-    def __getitem__(self, position: int) -> tuple[int, Tensor | str]:
+
+class _Items(Dataset[tuple[int, "tuple[Tensor, ...] | str"]]):
+    """An unreadable item becomes its error's text, so that a worker process survives it."""
+
+    def __init__(self, read: Callable[[int], tuple[Tensor, ...]], positions: Sequence[int]) -> None:
+        self.read = read
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, number: int) -> tuple[int, tuple[Tensor, ...] | str]:
+        position = self.positions[number]
         try:
-            image = self.preprocess.load(self.paths[position], self.modalities[position] if self.modalities else "")
-            return position, torch.from_numpy(self.preprocess(image))
+            return position, self.read(position)
         except (MedfmError, OSError) as error:
             return position, str(error)
+
+
+def read_batches(
+    read: Callable[[int], tuple[Tensor, ...]], positions: Sequence[int], batch_size: int = 64, workers: int = 0
+) -> Iterator[ReadBatch]:
+    """What `read` gives for each of `positions`, in their order, a batch at a time.
+
+    Args:
+        read: picklable where there are workers; may raise MedfmError and OSError.
+        workers: loader processes; 0 reads in this one.
+    """
+    loader = DataLoader(
+        _Items(read, positions),
+        batch_size=batch_size,
+        num_workers=min(workers, max(1, len(positions) // batch_size)) if workers else 0,
+        collate_fn=list,
+    )
+    for items in loader:
+        good = [(position, tensors) for position, tensors in items if not isinstance(tensors, str)]
+        failures = [Failure(position, reason) for position, reason in items if isinstance(reason, str)]
+        stacked = tuple(torch.stack(parts) for parts in zip(*(tensors for _, tensors in good), strict=True))
+        yield ReadBatch([position for position, _ in good], stacked, failures)
 
 
 def encode_files(
@@ -73,20 +120,10 @@ def encode_files(
         batch_size: images a batch.
         workers: loader processes; 0 reads in this one.
     """
-    loader = DataLoader(
-        _Files(paths, modalities, models[0].preprocess),
-        batch_size=batch_size,
-        num_workers=min(workers, max(1, len(paths) // batch_size)) if workers else 0,
-        collate_fn=list,
-    )
-    for items in loader:
-        good = [(position, image) for position, image in items if not isinstance(image, str)]
-        failures = [Failure(position, image) for position, image in items if isinstance(image, str)]
-        embeddings = []
-        if good:
-            images = torch.stack([image for _, image in good])
-            embeddings = [model.encode_images(images, batch_size).float().cpu() for model in models]
-        yield EncodedBatch([position for position, _ in good], embeddings, failures)
+    read = ImageFiles(paths, modalities, models[0].preprocess)
+    for batch in read_batches(read, range(len(paths)), batch_size, workers):
+        embeddings = [model.encode_images(images, batch_size).float().cpu() for images in batch.tensors for model in models]
+        yield EncodedBatch(batch.positions, embeddings, batch.failures)
 
 
 def encode_all(

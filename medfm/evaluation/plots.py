@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,6 +126,29 @@ def recall_figure(title: str, curves: dict[str, NDArray], chance: NDArray) -> Fi
     return figure
 
 
+def efficiency_figure(rows: Sequence[dict[str, Any]], against: str = "") -> Figure:
+    """Mean AUROC by the number of training patients; bars from lowest to highest draw. `against` names another model."""
+    figure, axes = _figure()
+    styles: dict[str, tuple[str, dict[str, Any]]] = {
+        "random": ("random weights", {"color": MUTED, "lw": 1.3, "ls": (0, (3, 2))}),
+        "against": (against, {"color": NEGATIVE, "lw": 1.5}),
+        "model": ("model", {"color": MODEL, "lw": 1.8}),
+    }
+    x = [row["patients"] for row in rows]
+    for key, (name, style) in styles.items():
+        if key not in rows[0]:
+            continue
+        mean, low, high = (np.array([row[key][part] for row in rows]) for part in ("mean", "low", "high"))
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], capsize=2.5, marker="o", ms=4, label=name, **style)
+    axes.axhline(0.5, color=MUTED, lw=0.7)
+    axes.set(xscale="log", ylim=(min(0.45, *axes.get_ylim()), 1.02))
+    axes.set_xticks(x, [f"{n:,}" for n in x])
+    axes.minorticks_off()
+    axes.legend(fontsize=7.5, frameon=False, loc="best", labelcolor=INK)
+    _label(axes, "With fewer labels", "training patients (log scale)", "mean AUROC")
+    return figure
+
+
 def curve_uri(figure: Figure) -> str:
     """A figure as a PNG data URI on a transparent ground."""
     return _png(figure)
@@ -150,6 +174,49 @@ def overlay(picture: NDArray, heat: NDArray) -> NDArray[np.float64]:
     # The weakest half stays almost clear, so that the anatomy is seen.
     alpha = (0.65 * scaled**1.5)[..., None]
     return np.asarray((1 - alpha) * picture[..., None] + alpha * colour, dtype=np.float64)
+
+
+def structure_colour(number: int) -> str:
+    """Colours that are told apart on a grey picture, as #rrggbb; they repeat after eight."""
+    palette = ("#ffb000", "#38b6ff", "#ff5d8f", "#6ee26e", "#c78bff", "#ff7f3f", "#40e0d0", "#f4f06a")
+    return palette[number % len(palette)]
+
+
+def mask_overlay(picture: NDArray, masks: NDArray, side: int = 256) -> NDArray[np.float64]:
+    """Structures over their image, each in its colour, outlined: (h, w, 3) in [0, 1], enlarged to about `side` pixels.
+
+    Args:
+        picture: (H, W) in [0, 1].
+        masks: (S, H, W) bool.
+    """
+    from matplotlib.colors import to_rgb
+
+    times = max(1, side // max(picture.shape))
+    big = np.kron(picture, np.ones((times, times)))
+    out = np.repeat(big[..., None], 3, axis=2)
+    for number, mask in enumerate(masks):
+        area = np.kron(mask, np.ones((times, times), bool)).astype(bool)
+        inner = area.copy()
+        for axis in (0, 1):
+            for step in (1, -1):
+                inner &= np.roll(area, step, axis)
+        colour = np.array(to_rgb(structure_colour(number)))
+        out[area] = 0.7 * out[area] + 0.3 * colour
+        out[area & ~inner] = colour
+    return out
+
+
+def dice_figure(dice: NDArray, names: Sequence[str]) -> Figure:
+    """Dice of every image, (N, S), sorted, a line a structure: the share of images that get at most so much."""
+    figure, axes = _figure()
+    for number, name in enumerate(names[:8]):
+        values = np.sort(dice[:, number][~np.isnan(dice[:, number])])
+        if len(values):
+            axes.step(values, np.arange(1, len(values) + 1) / len(values), where="post", lw=1.6, label=name)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.legend(fontsize=7.5, frameon=False, loc="upper left", labelcolor=INK)
+    _label(axes, "Dice of every image", "Dice", "share of images up to it")
+    return figure
 
 
 def jpeg_uri(picture: NDArray, side: int = 256) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
+    from medfm.data.check import CheckReport
     from medfm.data.manifest import Manifest
+    from medfm.evaluation.encode import Failure
     from medfm.registry import Config
     from medfm.weights.model import Model
 
@@ -94,6 +97,7 @@ def model_facts(source: Path, model: Model) -> dict[str, Any]:
         "encoder": _architecture(card.get("encoder") or {}),
         "preprocess_hash": model.preprocess.hash(),
         "text_kind": card.get("text_kind") or "",
+        "has_text": model.dual_config is not None,
         "data_cards": list(card.get("data_cards") or []),
         "licence": card.get("licence") or "",
         "medfm_version": card.get("medfm_version") or "",
@@ -114,6 +118,45 @@ def data_facts(path: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def failure_facts(failures: Sequence[Failure], names: Sequence[str]) -> dict[str, Any]:
+    """How many images could not be read, and the first of them."""
+    return {"count": len(failures), "first": [{"image": names[f.position], "reason": f.reason} for f in failures[:5]]}
+
+
+def envelope(
+    task: str,
+    config: Any,
+    model: Model,
+    manifest: Manifest,
+    report: CheckReport,
+    device: str,
+    **content: Any,
+) -> dict[str, Any]:
+    """What every result holds beside its scores (`content`): where it comes from and how to make it again.
+
+    Args:
+        task: the verb after `evaluate`, and the name of the result's folder beside the weights.
+        config: of the verb; has `model`, `data` and `out`.
+        report: of the manifest's check.
+    """
+    model_, data = model_facts(config.model, model), data_facts(config.data.manifest, manifest)
+    data["rows_removed"], data["problems"] = len(report.bad_rows), report.counts
+    data |= {name: value for name, value in config.data.model_dump().items() if name.endswith("split")}
+    return {
+        "task": task,
+        "created": now(),
+        "command": command(f"evaluate {task}", config),
+        "caveats": caveats(model_, data),
+        **content,
+        "model": model_,
+        "data": data,
+        "settings": config.model_dump(mode="json"),
+        "device": device,
+        "versions": versions(),
+        "folder": str(result_folder(config.model, config.out, task)),
+    }
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
@@ -123,7 +166,9 @@ def caveats(model: dict[str, Any], data: dict[str, Any]) -> list[str]:
     """What must be said beside every number of this model on these data."""
     said = []
     kind = model["text_kind"] or data["text_kind"]
-    if kind.startswith("label"):
+    if not model.get("has_text", True):
+        pass  # no text had a part in it
+    elif kind.startswith("label"):
         said.append(f"Trained on {kind}: images were aligned with label words, not with reports.")
     elif kind and kind not in ("report", "reports"):
         said.append(f"The text the model was trained on: {kind}.")

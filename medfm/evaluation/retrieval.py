@@ -173,29 +173,20 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
         if config.random_baseline:
             entry["random"] = summarise(ranks[1][which], resamples, config.ks, config.confidence)
         entries.append(entry)
-    model_facts = provenance.model_facts(config.model, model)
-    data_facts = provenance.data_facts(config.data.manifest, manifest)
-    result: dict[str, Any] = {
-        "task": "retrieval",
-        "created": provenance.now(),
-        "command": provenance.command("evaluate retrieval", config),
-        "caveats": provenance.caveats(model_facts, data_facts),
-        "directions": entries,
-        "images": len(text_of),
-        "patients": len(np.unique(patients)),
-        "texts": len(pool),
-        "images_without_text": int((~filled).sum()),
-        "unreadable": {
-            "count": len(failures),
-            "first": [{"image": names[failure.position], "reason": failure.reason} for failure in failures[:5]],
-        },
-        "model": model_facts,
-        "data": data_facts | {"split": config.data.split, "rows_removed": len(report.bad_rows), "problems": report.counts},
-        "settings": config.model_dump(mode="json"),
-        "device": device,
-        "versions": provenance.versions(),
-        "folder": str(provenance.result_folder(config.model, config.out, "retrieval")),
-    }
+    result = provenance.envelope(
+        "retrieval",
+        config,
+        model,
+        manifest,
+        report,
+        device,
+        directions=entries,
+        images=len(text_of),
+        patients=len(np.unique(patients)),
+        texts=len(pool),
+        images_without_text=int((~filled).sum()),
+        unreadable=provenance.failure_facts(failures, names),
+    )
     _write(result, directions, ranks)
     return result
 

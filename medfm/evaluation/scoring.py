@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from medfm.evaluation.statistics import (
     youden_threshold,
 )
 from medfm.registry import suggest
-from medfm.text.prompts import FindingPrompts, PromptSet
+from medfm.text.prompts import PromptSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,26 @@ class Settings:
     seed: int = 0
 
 
+class Finding(Protocol):
+    """What is scored: a name to show, the label column, and labels that a row must have to count; FindingPrompts is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def where(self) -> tuple[tuple[str, tuple[float, ...]], ...]: ...
+
+
+@dataclass(frozen=True)
+class LabelledFinding:
+    """A finding by its label column alone."""
+
+    name: str
+    label: str
+    where: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """What was scored of one finding, for pictures.
@@ -51,7 +72,7 @@ class Scored:
     Attributes:
         rows: (n,) positions in the scored split.
         target: (n,) 0 or 1.
-        probability: (n,) of the model, and `baseline` (n,) of random weights or None.
+        probability: (n,) of the model; `baseline` (n,) of random weights and `against` (n,) of another model, or None.
         threshold: probability from which on an image is called positive; NaN where none could be chosen.
     """
 
@@ -60,6 +81,7 @@ class Scored:
     probability: Floats
     baseline: Floats | None
     threshold: float
+    against: Floats | None = None
 
 
 def patient_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
@@ -71,9 +93,7 @@ def patient_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
     return pd.factorize(names)[0].astype(np.int64)
 
 
-def labelled_rows(
-    frame: pd.DataFrame, finding: FindingPrompts, uncertain: Uncertain
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def labelled_rows(frame: pd.DataFrame, finding: Finding, uncertain: Uncertain) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that say whether the finding is present, and what they say.
 
     Returns:
@@ -134,32 +154,36 @@ def available(frame: pd.DataFrame, prompts: PromptSet, explicit: bool = False) -
 
 def score(
     frame: pd.DataFrame,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Finding],
     probabilities: Floats,
     settings: Settings,
     val: tuple[pd.DataFrame, Floats] | None = None,
     baseline: Floats | None = None,
+    against: Floats | None = None,
 ) -> tuple[dict[str, Any], dict[str, Scored]]:
     """Scores of every finding and their mean.
 
     Args:
         frame: the scored rows of a manifest: `patient_id` and the label columns of all findings.
-        prompts: the findings, in the order of the columns of `probabilities`.
+        prompts: the findings, in the order of the columns of `probabilities`; a prompt set, or findings alone.
         probabilities: (n, F) for the rows of `frame`.
         settings: how labels count, and the bootstrap.
         val: rows and probabilities (m, F) that thresholds are chosen on.
-        baseline: (n, F) probabilities of random weights.
+        baseline: (n, F) probabilities of random weights, scored as `random`.
+        against: (n, F) probabilities of another model, scored as `against`.
 
     Returns:
         `findings`, `mean`, `left_out` (and `classes` for multiclass prompts), ready for JSON; and what was scored, by finding.
+        `random` and `against` hold AUROC, AUPRC, and as `difference` the model's less theirs on the same resamples.
     """
+    findings = prompts.findings if isinstance(prompts, PromptSet) else prompts
     patients = patient_codes(frame)
     resamples = PatientResamples(patients, settings.bootstrap, settings.seed)
     found: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
     scored: dict[str, Scored] = {}
     samples: dict[str, dict[str, Floats]] = {}
-    for column, finding in enumerate(prompts.findings):
+    for column, finding in enumerate(findings):
         rows, target = labelled_rows(frame, finding, settings.uncertain)
         positives, negatives = int((target == 1).sum()), int((target == 0).sum())
         if positives == 0 or negatives == 0:
@@ -172,6 +196,7 @@ def score(
             probabilities[rows, column],
             None if baseline is None else baseline[rows, column],
             threshold,
+            None if against is None else against[rows, column],
         )
         ranks, draws = _ranking_scores(case.target, case.probability, rows, resamples, settings.confidence)
         entry: dict[str, Any] = {
@@ -196,9 +221,19 @@ def score(
             entry.update({name: estimate.to_dict() for name, estimate in point.items()})
             right = (case.probability >= threshold) == (case.target == 1)
             draws["accuracy"] = resamples.evaluate(weighted_mean(right), rows)
-        if case.baseline is not None:
-            entry["random"], random_draws = _ranking_scores(case.target, case.baseline, rows, resamples, settings.confidence)
-            draws.update({f"random {name}": values for name, values in random_draws.items()})
+        for other, theirs in (("random", case.baseline), ("against", case.against)):
+            if theirs is None:
+                continue
+            entry[other], other_draws = _ranking_scores(case.target, theirs, rows, resamples, settings.confidence)
+            for name in ("auroc", "auprc"):
+                draws[f"{other} {name}"] = other_draws[name]
+                draws[f"{other} difference {name}"] = draws[name] - other_draws[name]
+            entry[other]["difference"] = {
+                name: interval(
+                    ranks[name]["value"] - entry[other][name]["value"], draws[f"{other} difference {name}"], settings.confidence
+                ).to_dict()
+                for name in ("auroc", "auprc")
+            }
         found.append(entry)
         scored[finding.name] = case
         samples[finding.name] = draws
@@ -206,7 +241,7 @@ def score(
         reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in left_out)
         raise DataError(f"no finding can be scored on the {len(frame)} images of this split ({reasons})")
     result = {"findings": found, "mean": _mean(found, samples, settings.confidence), "left_out": left_out}
-    if prompts.method == "multiclass":
+    if isinstance(prompts, PromptSet) and prompts.method == "multiclass":
         result["classes"] = _classes(frame, prompts, probabilities, resamples, settings)
     return result, scored
 
@@ -229,7 +264,7 @@ def _statistics(ranking: Ranking) -> dict[str, Any]:
 
 
 def _threshold(
-    val: tuple[pd.DataFrame, Floats] | None, finding: FindingPrompts, column: int, uncertain: Uncertain
+    val: tuple[pd.DataFrame, Floats] | None, finding: Finding, column: int, uncertain: Uncertain
 ) -> tuple[float, dict[str, int]]:
     if val is None:
         return math.nan, {"images": 0, "positives": 0, "negatives": 0}
@@ -250,18 +285,23 @@ def _mean(found: list[dict[str, Any]], samples: dict[str, dict[str, Floats]], co
     ]
     mean: dict[str, Any] = {"findings": [entry["name"] for entry in chosen], "not_in_mean": outside}
 
-    def average(metric: str, part: str = "") -> dict[str, Any] | None:
-        entries = [entry[part] if part else entry for entry in chosen]
-        values = [entry[metric]["value"] for entry in entries if entry.get(metric) is not None]
+    def average(metric: str, *parts: str) -> dict[str, Any] | None:
+        values = []
+        for entry in chosen:
+            for part in parts:
+                entry = entry[part]
+            if entry.get(metric) is not None:
+                values.append(entry[metric]["value"])
         if not values or len(values) < len(chosen):
             return None
-        key = f"{part} {metric}" if part else metric
-        draws = np.mean([samples[entry["name"]][key] for entry in chosen], axis=0)
+        draws = np.mean([samples[entry["name"]][" ".join((*parts, metric))] for entry in chosen], axis=0)
         return interval(float(np.mean(values)), draws, confidence).to_dict()
 
     mean.update({metric: average(metric) for metric in ("auroc", "auprc", "accuracy")})
-    if chosen and "random" in chosen[0]:
-        mean["random"] = {metric: average(metric, "random") for metric in ("auroc", "auprc")}
+    for other in ("random", "against"):
+        if chosen and other in chosen[0]:
+            mean[other] = {metric: average(metric, other) for metric in ("auroc", "auprc")}
+            mean[other]["difference"] = {metric: average(metric, other, "difference") for metric in ("auroc", "auprc")}
     return mean
 
 

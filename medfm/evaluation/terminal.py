@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,39 +11,97 @@ from medfm.evaluation.card import estimate, number
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+
 
 def zero_shot_table(result: dict[str, Any]) -> RenderableType:
     """Finding, counts, AUROC with its interval, average precision, accuracy, and random weights beside them."""
+    columns: Columns = {
+        "AUROC": lambda entry: estimate(entry["auroc"]),
+        "AUPRC (prev.)": lambda entry: (
+            _value(entry["auprc"]) + (f" ({number(entry['prevalence'], 2)})" if "prevalence" in entry else "")
+        ),
+        "accuracy": lambda entry: _value(entry["accuracy"]),
+    }
+    if "random" in result["mean"]:
+        columns["random"] = lambda entry: _value(entry["random"]["auroc"])
+    return _findings_table(f"zero-shot {result['prompts']['name']}", result, columns)
+
+
+def probe_table(result: dict[str, Any]) -> RenderableType:
+    """AUROC with its interval, random weights and the difference from them; below it what another model gets, and label
+    efficiency."""
+    titles = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
+    columns: Columns = {"AUROC": lambda entry: estimate(entry["auroc"])}
+    if "random" in result["mean"]:
+        columns["random"] = lambda entry: _value(entry["random"]["auroc"])
+        columns["difference"] = lambda entry: signed(entry["random"]["difference"]["auroc"])
+    notes = []
+    if "against" in result["mean"]:
+        for entry in (*result["findings"], {"name": "mean", **result["mean"]}):
+            other = entry["against"]
+            notes.append(
+                f"{entry['name']}: {result['against']['name']} gets {_value(other['auroc'])}, the model "
+                f"{signed(other['difference']['auroc'])} to it"
+            )
+    for row in result["label_efficiency"]:
+        said = " and ".join(
+            f"{name} {row[key]['mean']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})"
+            for key, name in (("model", "model"), ("random", "random weights"))
+            if key in row
+        )
+        notes.append(f"fitted on {row['share'] * 100:g} % of the patients ({row['patients']:,}): mean AUROC of the {said}")
+    return _findings_table(titles[result["task"]], result, columns, notes)
+
+
+def _findings_table(title: str, result: dict[str, Any], columns: Columns, notes: Sequence[str] = ()) -> RenderableType:
+    """A row a finding, their mean last; `columns`: heading -> cell of a finding's entry or of the mean."""
     from rich.table import Table
 
-    random = "random" in result["mean"]
-    table = _table(f"zero-shot {result['prompts']['name']}", result, Table)
-    for column in ("positive", "AUROC", "AUPRC (prev.)", "accuracy", *(["random"] if random else [])):
+    mean = result["mean"]
+    table = _table(title, result, Table)
+    for column in ("positive", *columns):
         table.add_column(column, justify="right", no_wrap=True)
     for entry in result["findings"]:
-        cells = [
-            entry["name"] + ("" if entry["in_mean"] else " *"),
-            f"{entry['positives']:,}/{entry['images']:,}",
-            estimate(entry["auroc"]),
-            f"{_value(entry['auprc'])} ({number(entry['prevalence'], 2)})",
-            _value(entry["accuracy"]),
-        ]
-        table.add_row(*cells, *([_value(entry["random"]["auroc"])] if random else []))
-    mean = result["mean"]
+        name = entry["name"] + ("" if entry["in_mean"] else " *")
+        cells = [name, f"{entry['positives']:,}/{entry['images']:,}", *(cell(entry) for cell in columns.values())]
+        table.add_row(*cells)
     if mean["findings"]:
         table.add_section()
-        cells = [
-            f"mean of {len(mean['findings'])}",
-            "",
-            estimate(mean["auroc"]),
-            _value(mean["auprc"]),
-            _value(mean["accuracy"]),
-        ]
-        table.add_row(*cells, *([_value(mean["random"]["auroc"])] if random else []), style="bold")
-    notes = [f"* not in the mean: {item['name']} ({item['reason']})" for item in mean["not_in_mean"]]
+        table.add_row(f"mean of {len(mean['findings'])}", "", *(cell(mean) for cell in columns.values()), style="bold")
+    said = [f"* not in the mean: {item['name']} ({item['reason']})" for item in mean["not_in_mean"]]
     if result["left_out"]:
-        notes.append("not scored: " + "; ".join(f"{item['name']} ({item['reason']})" for item in result["left_out"]))
+        said.append("not scored: " + "; ".join(f"{item['name']} ({item['reason']})" for item in result["left_out"]))
+    return _group(table, [*notes, *said], result)
+
+
+def segmentation_table(result: dict[str, Any]) -> RenderableType:
+    """Dice of each structure with its interval, random weights and the difference from them."""
+    from rich.table import Table
+
+    table = _table("segmentation probe", result, Table)
+    random = "random" in result["mean"]
+    for column in ("images", "Dice", *(["random", "difference"] if random else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    def cells(entry: dict[str, Any]) -> list[str]:
+        beside = [_value(entry["random"]["dice"]), signed(entry["random"]["difference"])] if random else []
+        return [estimate(entry["dice"]), *beside]
+
+    for entry in result["structures"]:
+        table.add_row(entry["name"], f"{entry['images']:,}", *cells(entry))
+    table.add_section()
+    table.add_row(f"mean of {len(result['structures'])}", "", *cells(result["mean"]), style="bold")
+    notes = [f"not scored: {item['name']} ({item['reason']})" for item in result["left_out"]]
     return _group(table, notes, result)
+
+
+def signed(value: dict[str, Any] | None) -> str:
+    """ "+0.120 [+0.080, +0.160]"."""
+    if value is None or value["value"] is None:
+        return "–"
+    ends = "" if value["low"] is None else f" [{value['low']:+.3f}, {value['high']:+.3f}]"
+    return f"{value['value']:+.3f}{ends}"
 
 
 def retrieval_table(result: dict[str, Any]) -> RenderableType:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medfm.errors import DataError
-from medfm.evaluation.encode import Failure, encode_all, pick_device, progress_bar
+from medfm.evaluation.encode import encode_all, pick_device, progress_bar
+from medfm.evaluation.provenance import failure_facts
 from medfm.evaluation.scoring import Scored, Settings, available, labelled_rows, patient_codes, score
 from medfm.evaluation.statistics import Floats
 from medfm.text.prompts import PromptSet, load_prompts, parse_prompts
@@ -249,7 +250,7 @@ def evaluate(
     result["images"] = int(test.sum())
     result["patients"] = len(np.unique(patient_codes(frame.iloc[rows[test]])))
     result["val_images"] = int(val.sum())
-    result["unreadable"] = _failures(failures, names)
+    result["unreadable"] = failure_facts(failures, names)
     return Evaluation(
         result,
         scored,
@@ -264,10 +265,6 @@ def evaluate(
 def _random_probabilities(classifier: ZeroShotClassifier, baseline: Model, embeddings: list[Tensor]) -> Floats:
     twin = ZeroShotClassifier(baseline, classifier.prompts, temperature=classifier.temperature)
     return twin.probabilities(embeddings[1])
-
-
-def _failures(failures: list[Failure], names: Sequence[str]) -> dict[str, Any]:
-    return {"count": len(failures), "first": [{"image": names[f.position], "reason": f.reason} for f in failures[:5]]}
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:
@@ -324,30 +321,17 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
         explicit=bool(config.findings),
         progress=progress,
     )
-    model_facts = provenance.model_facts(config.model, model)
-    data_facts = provenance.data_facts(config.data.manifest, manifest)
-    data_facts |= {
-        "split": config.data.split,
-        "val_split": config.data.val_split,
-        "rows_removed": len(report.bad_rows),
-        "problems": report.counts,
-    }
-    folder = provenance.result_folder(config.model, config.out, "zero_shot")
-    result: dict[str, Any] = {
-        "task": "zero_shot",
-        "created": provenance.now(),
-        "command": provenance.command("evaluate zero_shot", config),
-        "caveats": provenance.caveats(model_facts, data_facts),
+    result = provenance.envelope(
+        "zero_shot",
+        config,
+        model,
+        manifest,
+        report,
+        device,
         **done.result,
-        "model": model_facts,
-        "data": data_facts,
-        "prompts": {"name": prompts.name, "hash": prompts.hash(), "method": prompts.method, "source": prompts.source},
-        "settings": config.model_dump(mode="json"),
-        "device": device,
-        "versions": provenance.versions(),
-        "folder": str(folder),
-    }
-    write_zero_shot(folder, result, done, classifier, manifest, config.pictures)
+        prompts={"name": prompts.name, "hash": prompts.hash(), "method": prompts.method, "source": prompts.source},
+    )
+    write_zero_shot(Path(result["folder"]), result, done, classifier, manifest, config.pictures)
     return result
 
 

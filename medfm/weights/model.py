@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
+from medfm.encoders.pooling import Pool, block_features
 from medfm.errors import DataError, WeightsError
 from medfm.registry import ENCODERS, ComponentConfig
 from medfm.text.tokenizers import Tokenizer
@@ -90,16 +91,55 @@ class Model:
         Raises:
             DataError: an image contradicts the preprocessing contract, or the tensor has another dtype or size.
         """
+        parts = [self.network.encode_image(x).cpu() for x in self._batches(images, batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.network.embed_dim)
+
+    @torch.no_grad()
+    def features(
+        self,
+        images: Sequence[str | Path | Image] | Tensor | np.ndarray,
+        pool: Pool | None = None,
+        blocks: int = 1,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """The image encoder's own features, before any projection and not normalised: (N, E') float32, on the CPU.
+
+        Args:
+            images: as `encode_images` takes them.
+            pool: "cls", "mean" or "cls+mean"; None takes the encoder's.
+            blocks: of the last `blocks` blocks, side by side; see `medfm.encoders.pooling.block_features`.
+
+        Raises:
+            ConfigError: the encoder has no class token, or does not show that many blocks.
+            DataError: as `encode_images`.
+        """
+        encoder = self.network.image_encoder
+        chosen: Pool = encoder.pool if pool is None else pool  # type: ignore[assignment]
+        batches = self._batches(images, batch_size)
+        parts = [block_features(encoder, x, chosen, blocks).float().cpu() for x in batches]
+        return torch.cat(parts) if parts else torch.empty(0, int(encoder.embed_dim))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def patch_features(
+        self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int = 64
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """The image encoder's patch tokens after its last norm: (N, patches, E) float32, on the CPU, and their grid, (H, W) or
+        (D, H, W), the last axis running fastest."""
+        outputs = [self.network.image_encoder(x) for x in self._batches(images, batch_size)]
+        if not outputs:
+            raise DataError("patch_features: no images")
+        return torch.cat([output.patch_tokens.float().cpu() for output in outputs]), tuple(outputs[0].grid_size)
+
+    def _batches(self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        """What the network takes, a batch at a time, on the device."""
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(images)
         if isinstance(images, Tensor):
             self._check(images)
-        parts = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             stored = batch if isinstance(batch, Tensor) else self._prepare(batch)
-            parts.append(self.network.encode_image(self.preprocess.to_float(stored.to(self.device))).cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.network.embed_dim)
+            yield self.preprocess.to_float(stored.to(self.device))
 
     def _check(self, images: Tensor) -> None:
         config = self.preprocess.config

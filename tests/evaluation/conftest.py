@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,45 @@ import torch
 from PIL import Image as Pillow
 
 SIDE = 16
+
+
+VOID = ("meta", "img", "br", "line", "circle")
+
+
+class Page(HTMLParser):
+    """Text, image sources and outside references of a page; balanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.images: list[str] = []
+        self.outside: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        values = dict(attrs)
+        self.images += [values["src"]] if tag == "img" else []
+        self.outside += [v for k, v in values.items() if k in ("src", "href") and v and not v.startswith("data:image/")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+@pytest.fixture
+def page_of() -> Callable[[Path], Page]:
+    """Reads a card."""
+    return lambda path: Page(path.read_text(encoding="utf-8"))
 
 
 class _Tokens:

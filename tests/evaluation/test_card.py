@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +27,6 @@ findings:
 """
 
 
-VOID = ("meta", "img", "br", "line", "circle")
-
-
-class Page(HTMLParser):
-    """Text, image sources and outside references of a page; balanced tags."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.images: list[str] = []
-        self.outside: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        values = dict(attrs)
-        self.images += [values["src"]] if tag == "img" else []
-        self.outside += [v for k, v in values.items() if k in ("src", "href") and v and not v.startswith("data:image/")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words))
-
-
 def settings(kind: type, run: Path, manifest: Path, tmp_path: Path, **changes: Any) -> Any:
     data = {"manifest": manifest, "workers": 0, "batch_size": 16, **changes.pop("data", {})}
     return kind(model=run, data=data, bootstrap=60, out=tmp_path / "out", **changes)
@@ -74,7 +40,7 @@ def prompt_file(tmp_path: Path) -> Path:
 
 
 def test_run_zero_shot__writes_the_card_the_numbers_and_the_predictions(
-    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path, pictures: pd.DataFrame
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path, pictures: pd.DataFrame, page_of: Any
 ) -> None:
     config = settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file))
     result = zero_shot.run_zero_shot(config, progress=False)
@@ -95,7 +61,7 @@ def test_run_zero_shot__writes_the_card_the_numbers_and_the_predictions(
     assert result["left_out"] == [{"name": "Absent", "reason": reason}]
     assert result["model"]["sha256"] == file_hash(tiny_run / "model.safetensors")
 
-    page = Page((out / "card.html").read_text(encoding="utf-8"))
+    page = page_of(out / "card.html")
     assert page.open == []
     assert page.outside == []
     for said in (
@@ -142,17 +108,17 @@ def test_run_zero_shot__is_repeatable(tiny_run: Path, manifest_file: Path, promp
 
 
 def test_run_zero_shot__pictures_can_be_left_out(
-    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path
+    tiny_run: Path, manifest_file: Path, prompt_file: Path, tmp_path: Path, page_of: Any
 ) -> None:
     config = settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, prompts=str(prompt_file), pictures=False)
     zero_shot.run_zero_shot(config, progress=False)
-    page = Page((tmp_path / "out" / "card.html").read_text(encoding="utf-8"))
+    page = page_of(tmp_path / "out" / "card.html")
     assert all(source.startswith("data:image/png") for source in page.images)
     assert "This page embeds images" not in page.text
 
 
 def test_run_zero_shot__bad_rows_stop_it_or_are_counted(
-    tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path
+    tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path, page_of: Any
 ) -> None:
     from medfm.data.manifest import write_manifest
 
@@ -168,10 +134,10 @@ def test_run_zero_shot__bad_rows_stop_it_or_are_counted(
     result = zero_shot.run_zero_shot(config, progress=False)
     assert result["images"] == 31
     assert result["data"]["rows_removed"] == 1
-    assert "1 rows of the manifest were left out" in Page((tmp_path / "out" / "card.html").read_text()).text
+    assert "1 rows of the manifest were left out" in page_of(tmp_path / "out" / "card.html").text
 
 
-def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path: Path) -> None:
+def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path: Path, page_of: Any) -> None:
     from medfm.data.manifest import write_manifest
 
     manifest.frame["label:dark"] = 1 - manifest.frame["label:bright"]
@@ -184,7 +150,7 @@ def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path:
     assert np.sum(result["classes"]["confusion"]) == result["classes"]["images"] == 32
     # Two classes that exclude each other mirror each other.
     assert result["findings"][0]["auroc"]["value"] == pytest.approx(result["findings"][1]["auroc"]["value"])
-    assert "Top-1 accuracy, 2 classes" in Page((tmp_path / "out" / "card.html").read_text()).text
+    assert "Top-1 accuracy, 2 classes" in page_of(tmp_path / "out" / "card.html").text
 
 
 def test_render__names_every_finding_and_the_card(
@@ -208,7 +174,7 @@ def test_render__names_every_finding_and_the_card(
 
 
 def test_run_retrieval__against_its_own_embeddings(
-    tiny_run: Path, manifest_file: Path, tmp_path: Path, pictures: pd.DataFrame
+    tiny_run: Path, manifest_file: Path, tmp_path: Path, pictures: pd.DataFrame, page_of: Any
 ) -> None:
     from medfm.weights.load import load_model
 
@@ -229,7 +195,7 @@ def test_run_retrieval__against_its_own_embeddings(
         assert to_report["recall"][str(k)]["value"] == pytest.approx(hits.mean())
         assert to_report["chance"][str(k)] == pytest.approx(k / len(distinct))
     assert {"recall", "median_rank"} <= set(to_image["random"])
-    page = Page((tmp_path / "out" / "card.html").read_text(encoding="utf-8"))
+    page = page_of(tmp_path / "out" / "card.html")
     assert page.open == []
     assert page.outside == []
     assert estimate(to_report["recall"]["5"]) in page.text

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medfm.errors import DataError
-from medfm.evaluation.scoring import Settings, available, labelled_rows, patient_codes, score
+from medfm.evaluation.scoring import LabelledFinding, Settings, available, labelled_rows, patient_codes, score
 from medfm.evaluation.statistics import youden_threshold
 from medfm.text.prompts import PromptSet, parse_prompts
 
@@ -91,6 +91,21 @@ def test_score__agrees_with_scikit_learn_and_means_are_means() -> None:
     # Independent findings: their mean is known better than either.
     assert mean["auroc"]["high"] - mean["auroc"]["low"] < min(widths)
     json.dumps(result, allow_nan=False)
+
+
+def test_score__differences_are_paired() -> None:
+    frame, probabilities = table(200)
+    # A twin that ranks as the model does, and one that is a little worse on the very same images.
+    worse = probabilities + np.random.default_rng(3).normal(0, 0.05, probabilities.shape)
+    findings = [LabelledFinding(name, name) for name in ("A", "B")]
+    result, _ = score(frame, findings, probabilities, Settings(bootstrap=200), baseline=probabilities**3, against=worse)
+    for entry in (*result["findings"], result["mean"]):
+        same, other = entry["random"]["difference"]["auroc"], entry["against"]["difference"]["auroc"]
+        assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+        assert other["value"] == pytest.approx(entry["auroc"]["value"] - entry["against"]["auroc"]["value"])
+        assert other["low"] < other["value"] < other["high"]
+        # Two models that err alike are told apart better than their own intervals would say.
+        assert other["high"] - other["low"] < 0.7 * (entry["auroc"]["high"] - entry["auroc"]["low"])
 
 
 def test_score__rare_findings_are_shown_but_not_averaged() -> None:

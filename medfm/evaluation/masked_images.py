@@ -1,0 +1,176 @@
+"""Images with their masks on the network's grid, and patch tokens, kept for a second run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medfm.data.store.source import states_of
+from medfm.errors import DataError
+from medfm.evaluation.encode import Failure
+from medfm.evaluation.features import Product, fill, finite, image_keys, open_cache
+from medfm.evaluation.row_cache import RowCache, row_key
+from medfm.evaluation.segmentation_fit import Patches
+from medfm.io.files import atomic_write
+from medfm.io.masks.load import load_mask
+from medfm.io.nifti import is_nifti_name
+from medfm.transforms.mask import with_mask
+from medfm.transforms.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from medfm.data.manifest import Manifest
+    from medfm.types import Image, Mask
+    from medfm.weights.model import Model
+
+# How many images are looked at for the names of structures where nothing else says them.
+_LOOK = 16
+
+
+def full_resolution(preprocess: Preprocess) -> Preprocess:
+    """The contract without reduced decoding: a mask lies on the whole image."""
+    if not preprocess.config.reduced_decode:
+        return preprocess
+    return Preprocess(preprocess.config.model_copy(update={"reduced_decode": False}))
+
+
+class MaskedFiles:
+    """position -> (image (C, *size) in storage dtype, masks (S, *size) uint8: 255 where a structure covers all of a pixel)."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        masks: Sequence[Path],
+        modalities: Sequence[str],
+        preprocess: Preprocess,
+        structures: Sequence[str],
+        labels: Mapping[int, str],
+    ) -> None:
+        self.paths, self.masks, self.modalities = paths, masks, modalities
+        self.preprocess = preprocess
+        self.structures, self.labels = tuple(structures), dict(labels)
+
+    def read(self, position: int) -> tuple[Image, Mask]:
+        """The image as stored and all of its masks."""
+        image = self.preprocess.load(self.paths[position], self.modalities[position])
+        path = self.masks[position]
+        only: tuple[str, ...] = ()
+        if self.structures and path.is_dir():  # one file a structure: the others need not be opened
+            names = [file.name for file in path.iterdir() if is_nifti_name(file.name)]
+            only = tuple(name for name in self.structures if f"{name}.nii" in names or f"{name}.nii.gz" in names)
+        return image, load_mask(path, image, self.labels, only)
+
+    def __call__(self, position: int) -> tuple[Tensor, ...]:
+        image, mask = self.read(position)
+        layers = np.zeros((len(self.structures), *image.shape[:3]), bool)
+        for number, name in enumerate(self.structures):
+            if name in mask.names:
+                layers[number] = mask.array[mask.names.index(name)]
+        stored, covered = with_mask(self.preprocess, image, layers)
+        return torch.from_numpy(stored), torch.from_numpy(np.rint(covered * 255).astype(np.uint8))
+
+
+def found_structures(files: MaskedFiles, keys: Sequence[tuple[int, int]], folder: Path) -> tuple[str, ...]:
+    """The names in the masks of the first images, in order of appearance; kept, so that a second run need not look.
+
+    Raises:
+        DataError: none of them holds any.
+    """
+    place = folder / "structures" / f"{row_key(*keys[:_LOOK])[0]:016x}.json"
+    if place.is_file():
+        return tuple(json.loads(place.read_text(encoding="utf-8")))
+    names: dict[str, None] = {}
+    for position in range(min(_LOOK, len(keys))):
+        names.update(dict.fromkeys(files.read(position)[1].names))
+    if not names:
+        raise DataError(f"none of the first {min(_LOOK, len(keys))} masks marks anything; is the mask column the right one?")
+    with atomic_write(place) as temporary:
+        Path(temporary).write_text(json.dumps(sorted(names)), encoding="utf-8")
+    return tuple(sorted(names))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedImages:
+    """Attributes:
+    patches: of each model; positions among them are places in `positions`.
+    positions: (n,) which of the asked rows they are.
+    failures: rows that could not be read, by their place among those asked.
+    read: images decoded this time.
+    """
+
+    patches: list[Patches]
+    positions: NDArray[np.int64]
+    failures: list[Failure]
+    read: int
+
+
+def mask_keys(manifest: Manifest, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Keys of rows with their masks: both files' path, size and time."""
+    masks = manifest.frame["mask"].to_numpy()[rows]
+    states = states_of([manifest.root / name for name in masks])
+    return [row_key(*key, name, *s) for key, name, s in zip(image_keys(manifest, rows), masks, states, strict=True)]
+
+
+def masked_images(
+    models: Sequence[Model],
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    files: MaskedFiles,
+    folder: Path,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_error: str = "fail",
+    advance: Callable[[int], None] = lambda n: None,
+) -> MaskedImages:
+    """Patch tokens (float16) and masks of some rows of a manifest, from `folder` where they are there already.
+
+    Both stay on disk and are read as they are needed: 1,000 images of 196 patches of 768 numbers take 300 MB.
+    """
+    keys = image_keys(manifest, rows)
+    contract = files.preprocess
+    what = row_key(contract.hash(), *files.structures, json.dumps(files.labels, sort_keys=True))
+    shape = (len(files.structures), *contract.config.size)
+    masks = Product(
+        RowCache(folder / f"masks-{what[0]:016x}", np.uint8, shape), mask_keys(manifest, rows), lambda read: read[1].numpy()
+    )
+
+    def compute(model: Model) -> Callable[[tuple[Tensor, ...]], NDArray]:
+        def tokens(read: tuple[Tensor, ...]) -> NDArray:
+            return finite(model.patch_features(read[0], batch_size)[0].numpy().astype(np.float16), model)
+
+        return tokens
+
+    products = [
+        Product(open_cache(folder, model, np.float16, tokens="patches", decode="full"), keys, compute(model))
+        for model in models
+    ]
+    names = manifest.frame["image"].to_numpy()[rows].tolist()
+    done = fill([masks, *products], files, names, batch_size, workers, on_error, advance)
+    blank = torch.zeros(1, *contract.stored_shape, dtype=getattr(torch, contract.config.dtype))
+
+    def of(product: Product) -> Callable[[Sequence[int]], NDArray]:
+        return lambda places: product.values(done.positions[list(places)].tolist())
+
+    patches = [
+        Patches(of(product), of(masks), len(done.positions), model.patch_features(blank)[1], tuple(contract.config.size))
+        for product, model in zip(products, models, strict=True)
+    ]
+    return MaskedImages(patches, done.positions, done.failures, done.read)
+
+
+def part(patches: Patches, places: NDArray[np.int64]) -> Patches:
+    """Some of the images."""
+    return Patches(
+        lambda chosen: patches.tokens(places[list(chosen)].tolist()),
+        lambda chosen: patches.masks(places[list(chosen)].tolist()),
+        len(places),
+        patches.grid,
+        patches.size,
+    )
