@@ -32,7 +32,7 @@ def brains(data_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_index__one_row_an_examination(brains: Path) -> None:
-    medfm.api.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv"})
+    medfm.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv"})
     frame = pd.read_csv(brains / "m.csv")
     assert frame["image"].str.split("/").str[-1].tolist() == ["T1.nii.gz|T2.nii.gz|FLAIR.nii.gz"] * 2
     reasons = dict(pd.read_csv(brains / "m.csv.rejected.csv").iloc[:, :2].itertuples(index=False, name=None))
@@ -41,7 +41,7 @@ def test_index__one_row_an_examination(brains: Path) -> None:
 
 
 def test_dataset__a_channel_a_sequence_each_with_its_window(brains: Path) -> None:
-    medfm.api.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv", "fractions": [1, 0, 0]})
+    medfm.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv", "fractions": [1, 0, 0]})
     config = PreprocessConfig(size=(32, 32, 32), window="percentile", channels=3, sequences=("T1", "T2", "FLAIR"))
     batch = StudyDataset(read_manifest(brains / "m.csv"), Preprocess(config))[0].image
     assert batch.shape == (3, 32, 32, 32)
@@ -50,7 +50,7 @@ def test_dataset__a_channel_a_sequence_each_with_its_window(brains: Path) -> Non
 
 
 def test_cache__holds_them_and_sees_a_change(brains: Path) -> None:
-    medfm.api.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv", "fractions": [1, 0, 0]})
+    medfm.index({"images": brains / "images", "sequences": list(NAMES), "out": brains / "m.csv", "fractions": [1, 0, 0]})
     contract = {"size": [16, 16, 16], "window": "percentile", "channels": 3, "sequences": ["T1", "T2", "FLAIR"]}
     recipe = brains / "r.yaml"
     recipe.write_text(

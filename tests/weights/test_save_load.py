@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
+from medfm.encoders.image import ImageModel
 from medfm.encoders.positions import resample_positions
 from medfm.errors import DataError, WeightsError
 from medfm.registry import ENCODERS, TOKENIZERS
@@ -370,3 +371,29 @@ def test_model__random_like_has_the_architecture_and_other_weights(model: Model)
     assert torch.equal(one.encode_images(images), same.encode_images(images))
     assert not torch.allclose(one.encode_images(images), other.encode_images(images), atol=1e-3)
     assert not torch.allclose(one.encode_images(images), model.encode_images(images), atol=1e-3)
+
+
+def test_init__image_encoders_move_between_objectives(tmp_path: Path) -> None:
+    """Weights of a training without text start an alignment, and the way back: the image encoder moves, the rest stays."""
+    config = recipe()
+    dual, tokenizer = build(config, seed=1)
+    alone = ImageModel(ENCODERS.build(ENCODERS.parse(config["encoder"])))
+    assert load_tensors_into(dual, save_model(tmp_path / "mae", alone, config, None)).unused == ()
+    for name, tensor in alone.image_encoder.state_dict().items():
+        assert torch.equal(dual.image_encoder.state_dict()[name], tensor)
+    back = ImageModel(ENCODERS.build(ENCODERS.parse(config["encoder"])))
+    done = load_tensors_into(back, save_model(tmp_path / "clip", dual, config, tokenizer))
+    assert done.missing == ()
+    assert all(not name.startswith("image_encoder.") for name in done.unused)
+    assert torch.equal(back.encode_image(torch.zeros(1, 1, 32, 48)), alone.encode_image(torch.zeros(1, 1, 32, 48)))
+
+
+def test_roundtrip__without_a_text_side(tmp_path: Path) -> None:
+    config = recipe()
+    alone = ImageModel(ENCODERS.build(ENCODERS.parse(config["encoder"]))).eval()
+    model = load_model(save_model(tmp_path, alone, config, None))
+    assert model.card["format"] == 2
+    assert model.tokenizer is None
+    assert not any("text" in name for name in model.network.state_dict())
+    with pytest.raises(WeightsError, match="trained without reports"):
+        model.encode_texts(["no effusion"])
