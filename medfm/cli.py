@@ -147,8 +147,11 @@ def _recipes(words: list[str]) -> int:
         target = target / path.name
     if target.exists():
         raise ConfigError(f"'{target}' exists; nothing was copied. Choose another name with to=FILE.yaml")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(path.read_bytes())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"'{target}' cannot be written: {error.strerror}; choose another place with to=FILE.yaml") from None
     _say(f"{target}: edit it, then run with recipe=./{target}" if not target.is_absolute() else str(target))
     return 0
 

@@ -21,7 +21,12 @@ class Config(BaseModel):
     """Base of every configuration: unknown keys are errors, values cannot be changed after validation."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 

@@ -16,13 +16,14 @@ Tree = dict[str, Any]
 
 def parse_value(text: str) -> Any:
     """The value of one override: YAML as OmegaConf reads it (1e-4 is a number), otherwise the text itself. Digits after a
-    leading zero stay a text: 00123 is an identifier, and YAML would read it as octal.
+    leading zero stay a text: 00123 is an identifier, and YAML would read it as octal; so do times: YAML would read 24:00:00 as
+    86400.
     """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if re.fullmatch(r"0\d+", text):
+    if re.fullmatch(r"0\d+|[-+]?\d+(:\d+)+(\.\d*)?", text):
         return text
     try:
         tree = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)

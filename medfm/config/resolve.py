@@ -152,6 +152,8 @@ def _import_plugins(trees: list[Mapping[str, Any]]) -> None:
         entry.load()
     for tree in trees:
         names = tree.get("plugins") or []
+        if not isinstance(names, str | list | tuple):
+            raise ConfigError(f"plugins: {names} is not a list of modules")
         for name in [names] if isinstance(names, str) else names:
             if str(Path.cwd()) not in sys.path:
                 sys.path.append(str(Path.cwd()))  # a laboratory's own module lies beside its recipe

@@ -31,7 +31,8 @@ def merge(manifests: Sequence[Manifest], names: Sequence[str]) -> Manifest:
     """All rows, with image and mask paths from the folder that the roots share.
 
     Ids get their data set's name in front: `p000001` of two sets are two patients. A label that a set does not have is not
-    stated there. Facts that differ (card, licence, units, kind of text) are listed together.
+    stated there. Facts that differ (card, licence, units, kind of text) are listed together. Masks whose numbers name different
+    structures are left out, all of them: 1 would be a liver here and a tumour there.
 
     Raises:
         DataError: a table is there twice, the roots share no folder, or HU are mixed with other units.
@@ -57,6 +58,12 @@ def merge(manifests: Sequence[Manifest], names: Sequence[str]) -> Manifest:
     if len(twice):
         raise DataError(f"{len(twice):,} images are in two of the manifests, first: '{frame['image'][twice[0]]}'")
     meta = _meta([manifest.meta for manifest in manifests])
+    labels = _mask_labels(
+        [m.meta.get("mask_labels") or {} for m, part in zip(manifests, frames, strict=True) if any(part["mask"])]
+    )
+    if labels is None:
+        frame["mask"] = ""
+    meta |= {"mask_labels": labels} if labels else {"masks_left_out": True} if labels is None else {}
     return Manifest(frame, root, {**meta, "counts": counts(frame), "merged": list(names)})
 
 
@@ -83,7 +90,19 @@ def render(report: MergeReport) -> RenderableType:
         table.add_column(head, justify="left" if not head else "right")
     for name, rows in report.parts:
         table.add_row(name, *(f"{rows[split]:,}" for split in SPLITS))
+    if report.manifest.meta.get("masks_left_out"):
+        table.caption = "masks are left out: their numbers name different structures in these data sets"
     return table
+
+
+def _mask_labels(named: Sequence[dict[str, str]]) -> dict[str, str] | None:
+    """Number -> structure of the sets that have masks, together; None where they contradict each other, or only some say it."""
+    merged: dict[str, str] = {}
+    for labels in named:
+        if bool(labels) != bool(named[0]) or any(merged.get(number, name) != name for number, name in labels.items()):
+            return None
+        merged |= labels
+    return merged
 
 
 def _moved(image: str, place: Path) -> str:

@@ -160,9 +160,12 @@ class _Parquet:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from medfm.encoders.image import ImageModel
+
         fields = [("image", pa.string()), *([("row", pa.int64())] if with_rows else [])]
         vector = pa.list_(pa.float32(), model.network.embed_dim)
-        metadata = {"medfm.preprocess": model.preprocess.hash(), "medfm.space": "joint, unit norm"}
+        space = "image" if isinstance(model.network, ImageModel) else "joint"
+        metadata = {"medfm.preprocess": model.preprocess.hash(), "medfm.space": f"{space}, unit norm"}
         self.schema = pa.schema([*fields, ("embedding", vector)], metadata=metadata)
         self.file = pq.ParquetWriter(path, self.schema)
 

@@ -1,7 +1,8 @@
 """Frozen features of a manifest's images, computed once: a second run decodes nothing, a changed file is read again.
 
 What is kept is found by content: the encoder's weights and configuration, the preprocessing contract and what is taken of the
-encoder decide the folder; an image's path, size and time of modification (as a store of `medfm cache`) decide the row.
+encoder decide the folder; an image's whole path, size and time of modification decide the row. The root counts: two data sets
+that name files alike (`0001/t1.nii`), of one size and unpacked with one time, are not each other's.
 """
 
 from __future__ import annotations
@@ -113,10 +114,11 @@ def fill(
 
 
 def image_keys(manifest: Manifest, rows: Sequence[int] | NDArray) -> list[Key]:
-    """Keys of rows (positions in the manifest's table): path, stated modality, size and time of the file."""
+    """Keys of rows (positions in the manifest's table): whole path, stated modality, size and time of the file."""
     names, modalities = manifest.frame["image"].to_numpy()[rows], manifest.frame["modality"].to_numpy()[rows]
     states = states_of([manifest.root / name for name in names])
-    return [row_key(name, kind, *state) for name, kind, state in zip(names, modalities, states, strict=True)]
+    root = manifest.root.resolve()
+    return [row_key(root, name, kind, *state) for name, kind, state in zip(names, modalities, states, strict=True)]
 
 
 def encoder_digest(model: Model) -> str:

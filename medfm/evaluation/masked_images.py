@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfm.data.store.records import io_words
 from medfm.data.store.source import states_of
-from medfm.errors import DataError
-from medfm.evaluation.encode import Failure
+from medfm.errors import ConfigError, DataError, MedfmError
+from medfm.evaluation.encode import Failure, unreadable
 from medfm.evaluation.features import Product, fill, finite, image_keys, open_cache
 from medfm.evaluation.row_cache import RowCache, row_key
 from medfm.evaluation.segmentation_fit import Patches
@@ -77,22 +78,34 @@ class MaskedFiles:
         return torch.from_numpy(stored), torch.from_numpy(np.rint(covered * 255).astype(np.uint8))
 
 
-def found_structures(files: MaskedFiles, keys: Sequence[tuple[int, int]], folder: Path) -> tuple[str, ...]:
-    """The names in the masks of the first images, in order of appearance; kept, so that a second run need not look.
+def found_structures(
+    files: MaskedFiles, keys: Sequence[tuple[int, int]], folder: Path, on_error: str = "fail"
+) -> tuple[str, ...]:
+    """The names in the masks of the first images, in alphabetical order; kept, so that a second run need not look.
+
+    Args:
+        on_error: "skip" passes over an image or mask that cannot be read.
 
     Raises:
-        DataError: none of them holds any.
+        DataError: none of them holds any, or one cannot be read. ConfigError: `folder` cannot be written.
     """
     place = folder / "structures" / f"{row_key(*keys[:_LOOK])[0]:016x}.json"
     if place.is_file():
         return tuple(json.loads(place.read_text(encoding="utf-8")))
     names: dict[str, None] = {}
     for position in range(min(_LOOK, len(keys))):
-        names.update(dict.fromkeys(files.read(position)[1].names))
+        try:
+            names.update(dict.fromkeys(files.read(position)[1].names))
+        except (MedfmError, OSError) as error:
+            if on_error == "fail":
+                raise unreadable(Failure(position, str(error)), [path.name for path in files.paths], "data.on_error") from None
     if not names:
         raise DataError(f"none of the first {min(_LOOK, len(keys))} masks marks anything; is the mask column the right one?")
-    with atomic_write(place) as temporary:
-        Path(temporary).write_text(json.dumps(sorted(names)), encoding="utf-8")
+    try:
+        with atomic_write(place) as temporary:
+            Path(temporary).write_text(json.dumps(sorted(names)), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"features '{folder}' cannot be written: {io_words(error)}; set features=DIR") from None
     return tuple(sorted(names))
 
 

@@ -111,7 +111,7 @@ class ProbeTable:
         return [finding.name for finding in self.findings]
 
     def only(self, places: NDArray[np.int64]) -> ProbeTable:
-        """Some of the rows."""
+        """Some of the rows. A finding that has lost a class by it is left out. Raises DataError where nothing is left."""
         kept = np.zeros(len(self.rows), bool)
         kept[places] = True
         number = np.cumsum(kept) - 1
@@ -119,13 +119,25 @@ class ProbeTable:
         for part in ("train", "test"):
             if not len(at[part]):
                 raise DataError(f"none of the labelled images to {'fit on' if part == 'train' else 'score'} can be read")
+        labels = self.labels[places]
+        splits = self.manifest.frame["split"].astype(str).to_numpy()[self.rows[places]]
+        wanted = {part: str(splits[at[part][0]]) for part in ("train", "test")}
+        reasons = [_one_sided(labels[:, column], splits, wanted) for column in range(labels.shape[1])]
+        left_out = [
+            {"name": name, "reason": f"of the images that can be read, {reason}"}
+            for name, reason in zip(self.names, reasons, strict=True)
+            if reason
+        ]
+        if len(left_out) == len(reasons):
+            raise DataError(f"finding '{left_out[0]['name']}' cannot be probed: {left_out[0]['reason']}")
+        learned = [column for column, reason in enumerate(reasons) if not reason]
         return ProbeTable(
             self.manifest,
-            self.findings,
-            self.left_out,
+            [self.findings[column] for column in learned],
+            self.left_out + left_out,
             self.asked,
             self.rows[places],
-            self.labels[places],
+            labels[:, learned],
             self.patients[places],
             at,
         )
@@ -157,7 +169,8 @@ class ProbeTable:
                     advance,
                 )
                 found |= {name: (made.positions, values) for name, values in zip(group, made.values, strict=True)}
-                failures += made.failures
+                known = {failure.position for failure in failures}
+                failures += [failure for failure in made.failures if failure.position not in known]
         # Contracts differ in what they can read; all are judged on the same images.
         common = np.arange(len(self.rows))
         for positions, _ in found.values():
@@ -197,7 +210,7 @@ def _wanted(known: Sequence[str], asked: Sequence[str]) -> list[str]:
         if name not in known:
             hint = suggest(name, known) or f"; it has {', '.join(known) or 'none'}"
             raise DataError(f"finding '{name}' cannot be probed: the manifest has no column '{LABEL}{name}'{hint}")
-    return list(asked or known)
+    return list(dict.fromkeys(asked)) or list(known)
 
 
 def _one_sided(labels: Floats, splits: NDArray, wanted: dict[str, str]) -> str:

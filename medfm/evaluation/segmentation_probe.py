@@ -162,7 +162,7 @@ def _files(
         [manifest.root / name for name in frame["mask"]],
         frame["modality"].tolist(),
         full_resolution(model.preprocess),
-        config.structures or tuple(dict.fromkeys(labels[number] for number in sorted(labels))),
+        tuple(dict.fromkeys(config.structures or (labels[number] for number in sorted(labels)))),
         labels,
     )
     if files.structures:
@@ -176,7 +176,7 @@ def _files(
         (),
         labels,
     )
-    files.structures = found_structures(train, mask_keys(manifest, rows[first]), folder)
+    files.structures = found_structures(train, mask_keys(manifest, rows[first]), folder, config.data.on_error)
     return files
 
 

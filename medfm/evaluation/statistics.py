@@ -73,7 +73,13 @@ class PatientResamples:
             yield self._counts[start : start + step][:, codes].astype(np.float64)
 
     def evaluate(self, statistic: Statistic, rows: NDArray[np.int64] | None = None) -> Floats:
-        """`statistic` of every resample, (R,), NaN where it is not defined. `rows`: the images that it is about."""
+        """`statistic` of every resample, (R,), NaN where it is not defined. `rows`: the images that it is about.
+
+        Those of one patient give NaN: every resample would be that patient again, and the interval of no width.
+        """
+        codes = self.codes if rows is None else self.codes[rows]
+        if len(codes) and (codes == codes[0]).all():
+            return np.full(self.resamples, np.nan)
         parts = [statistic(weights) for weights in self.chunks(rows)]
         return np.concatenate(parts) if parts else np.empty(0)
 

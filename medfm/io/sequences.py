@@ -45,7 +45,7 @@ def stack_sequences(images: Sequence[Image], source: str) -> Image:
     value.
 
     Raises:
-        DataError: a part is no plain volume, or their units differ.
+        DataError: a part is no plain volume, their units differ, or one lies wholly outside of the first.
     """
     first = images[0]
     for image in images:
@@ -62,6 +62,11 @@ def stack_sequences(images: Sequence[Image], source: str) -> Image:
     layers, notes = [first.array], list(first.notes)
     for number, image in enumerate(images[1:], start=2):
         same = image.shape == first.shape and np.allclose(image.affine, first.affine, rtol=0, atol=1e-3)
+        if not (same or _meet(image, first)):
+            raise DataError(
+                f"'{image.source}' does not overlap '{first.source}': it belongs to another examination, or one of the two "
+                "affines is wrong"
+            )
         layers.append(image.array if same else _onto(image, first))
         notes += image.notes if same else (*image.notes, f"sequence {number} was resampled onto the grid of the first")
     kind = np.result_type(*layers)
@@ -74,6 +79,19 @@ def stack_headers(headers: Sequence[ImageHeader]) -> ImageHeader:
     first = headers[0]
     shape = None if first.shape is None else (*first.shape, len(headers))
     return replace(first, shape=shape, problem=next((h.problem for h in headers if h.problem), ""))
+
+
+def _meet(one: Image, other: Image) -> bool:
+    """Whether some of the voxels of either, 16 along each axis, lie in the other."""
+
+    def inside(points: Image, box: Image) -> bool:
+        axes = [np.linspace(0, n - 1, min(n, 16)) for n in points.shape[:3]]
+        index = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        mm = index @ points.affine[:3, :3].T + points.affine[:3, 3]
+        found = (mm - box.affine[:3, 3]) @ np.linalg.pinv(box.affine[:3, :3]).T
+        return bool(((found > -0.5) & (found < np.array(box.shape[:3]) - 0.5)).all(axis=1).any())
+
+    return inside(one, other) or inside(other, one)
 
 
 def _onto(image: Image, like: Image) -> np.ndarray:

@@ -361,6 +361,7 @@ class DinoConfig(ObjectiveConfig):
     masking: Literal["block", "random"] = Field(default="block", description="boxes of patches as BEiT, or one by one as 3DINO")
     separate_head: bool = Field(default=False, description="patches have a head of their own")
     ibot_out_dim: int | None = Field(default=None, ge=2, description="prototypes of the separate head; default: out_dim")
+    ibot_bottleneck_dim: int | None = Field(default=None, ge=1, description="of the separate head; default: bottleneck_dim")
     koleo_weight: float = Field(default=0.0, ge=0, description="of the loss that spreads features; DINOv2: 0.1")
     koleo_all_devices: bool = Field(
         default=True, description="nearest neighbours among all devices' images; false: each device its own, as DINOv2's code"
@@ -375,8 +376,9 @@ class DinoConfig(ObjectiveConfig):
         low, high = self.mask_ratio
         if not 0 < low <= high < 1:
             raise ValueError(f"mask_ratio {[low, high]} must be two shares, 0 < least <= largest < 1")
-        if self.ibot_out_dim is not None and not self.separate_head:
-            raise ValueError("ibot_out_dim goes with separate_head=true")
+        for name in ("ibot_out_dim", "ibot_bottleneck_dim"):
+            if getattr(self, name) is not None and not self.separate_head:
+                raise ValueError(f"{name} goes with separate_head=true")
         if self.separate_head and not self.ibot_weight:
             raise ValueError("separate_head is the head of the masked-patch loss: set ibot_weight")
         if self.views.global_count + self.views.local_count < 2:

@@ -176,17 +176,19 @@ class DinoObjective(Objective):
         self._gather = gather
         patch_dim = config.ibot_out_dim or out_dim
 
-        def head(prototypes: int) -> DinoHead:
+        def head(prototypes: int, bottleneck: int) -> DinoHead:
             return DinoHead(
                 network.embed_dim,
                 prototypes,
                 config.hidden_dim,
-                config.bottleneck_dim,
+                bottleneck,
                 config.head_layers,
                 config.norm_last_layer,
             )
 
-        self.student = DinoNetwork(network, head(out_dim), head(patch_dim) if config.separate_head else None)
+        self.student = DinoNetwork(network, head(out_dim, config.bottleneck_dim))
+        if config.separate_head:
+            self.student.patch_head = head(patch_dim, config.ibot_bottleneck_dim or config.bottleneck_dim)
         self.teacher = make_teacher(self.student)
         self.mask_token = nn.Parameter(torch.zeros(network.embed_dim)) if config.ibot_weight else None
         if config.centring == "centre":
@@ -325,6 +327,8 @@ class DinoObjective(Objective):
 
     def _koleo(self, features: Tensor, images: int, gather: Gather) -> Tensor:
         """Summed over the global views: views of one image are meant to be near, so each is spread among its own kind."""
+        if images < 2 and not self.training:
+            return features.new_zeros(())  # what is left over of a validation split: nothing to be spread from
         if not self.config.koleo_all_devices:
             gather = SingleDevice()
         return torch.stack([koleo_loss(view, gather) for view in features.split(images)]).sum()

@@ -133,7 +133,7 @@ class DistillObjective(Objective):
         config, grid, device = self.config, self._grid(images), images.device
         keep, masked = split_counts(math.prod(grid), config.mask_ratio)
         if config.masking == "block":
-            # BEiT's blocks, as EVA takes them: a sixteenth of the image at least, sides up to .3 times or 1/.3 times.
+            # BEiT's blocks, as EVA takes them: 16 of 14 x 14 patches at least, sides up to .3 times or 1/.3 times.
             score = block_score(len(images), grid, config.mask_ratio, (0.08, 0.4), 0.3, device=device, draws=draws)
         else:
             score = draw_noise(len(images), math.prod(grid), device=device, draws=draws)
@@ -203,6 +203,6 @@ def _on_grid(tokens: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...]) -> 
     """Patch tokens (B, N, E) of `grid`, resampled linearly to `wanted` where that is another."""
     if grid == wanted:
         return tokens
-    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    maps = at_least_float32(tokens).transpose(1, 2).unflatten(2, grid)  # on a CPU antialiasing takes no half precision
     mode = "bilinear" if len(grid) == 2 else "trilinear"
     return F.interpolate(maps, wanted, mode=mode, antialias=len(grid) == 2).flatten(2).transpose(1, 2)

@@ -213,7 +213,7 @@ class MaeObjective(Objective):
         with torch.no_grad():
             error, spread = self._errors(predicted, target, per_patch if self.config.loss == "mse" else None)
             sums = gather.sum(torch.stack([total.detach(), count, error, spread]))
-        count = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+        count = sums[1].clamp(min=1e-30)  # not the smallest number, whose inverse times four devices is infinite
         mine = total * (gather.world_size / count)
         loss = mine + (sums[0] / count - mine.detach()) if gather.world_size > 1 else mine
         logs = {"loss": loss.detach(), "relative_error": sums[2] / sums[3].clamp(min=torch.finfo(sums.dtype).tiny)}

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from medfm.errors import ConfigError
 from medfm.registry import suggest
@@ -130,7 +131,7 @@ def build_trainer(
         on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
         plugins.append(Bf16Weights("cuda" if on_gpu else "cpu"))
         precision = {}
-    return Trainer(
+    options: dict[str, Any] = dict(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -151,3 +152,7 @@ def build_trainer(
         callbacks=callbacks,
         **{name: value for name, value in config.extra.items() if name != "strategy"},
     )
+    try:
+        return Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: Lightning refuses these options: {error}") from error

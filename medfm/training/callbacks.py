@@ -86,7 +86,10 @@ class Checkpoints(Callback):
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.folder / checkpoint_name(self._saved))
         if trainer.is_global_zero:
-            for _, path in checkpoints(self.folder)[: -self.keep]:
+            # Later ones are of a course that was left when the run went on from an earlier checkpoint.
+            found = checkpoints(self.folder)
+            later = [path for step, path in found if step > self._saved]
+            for path in [*later, *(path for _, path in found[: len(found) - len(later)][: -self.keep])]:
                 path.unlink(missing_ok=True)
 
 
@@ -131,7 +134,9 @@ class Weights(Callback):
         self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.select == "last" or not trainer.strategy.broadcast((self.run / "model.safetensors").is_file()):
+        # Without a validation there is no best one; a file may be there all the same, of a time when the run was interrupted.
+        unjudged = self.best == float("inf") or not (self.run / "model.safetensors").is_file()
+        if self.select == "last" or trainer.strategy.broadcast(unjudged):
             self.save()
         self._draw(trainer)
 

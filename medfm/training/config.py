@@ -45,6 +45,8 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay_end is not None and self.weight_decay == 0:
             raise ValueError("weight_decay_end needs a weight_decay above 0 to start from: groups without decay stay so")
         return self
@@ -167,13 +169,21 @@ class SlurmConfig(ComponentConfig):
         default_factory=dict, description="further sbatch options, e.g. {mail-type: END, exclude: node7}"
     )
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _quoted(cls, value: object) -> object:
+        """YAML reads 24:00:00 as 86400."""
+        if isinstance(value, int):
+            raise ValueError("a time is a text in quotes, '24:00:00': YAML reads it as a number without them")
+        return value
+
 
 class PretrainConfig(Config):
     """A pre-training recipe."""
 
     name: str = "pretrain"
     source: str = Field(default="", description="paper or code whose values the recipe copies")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     out: Path | None = Field(default=None, description="run folder; default: runs/<name>")
     resume: Literal["auto", "never"] | InputPath = Field(
         default="auto",
@@ -205,9 +215,24 @@ class PretrainConfig(Config):
         size = getattr(self.encoder, "img_size", self.preprocess.size)
         if tuple(size) != tuple(self.preprocess.size) and not self.objective.makes_views:
             raise ValueError(f"encoder.img_size {list(size)} differs from preprocess.size {list(self.preprocess.size)}")
+        if len(size) != len(self.preprocess.size):
+            raise ValueError(
+                f"encoder.img_size {list(size)} has {len(size)} axes, preprocess.size {list(self.preprocess.size)} has "
+                f"{len(self.preprocess.size)}"
+            )
         channels = getattr(self.encoder, "in_channels", self.preprocess.channels)
         if channels != self.preprocess.channels:
             raise ValueError(f"encoder.in_channels {channels} differs from preprocess.channels {self.preprocess.channels}")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_moves(self) -> PretrainConfig:
+        terms = getattr(self.objective, "terms", (self.objective,))
+        if self.trainer.precision == "bf16-true" and any("momentum" in type(term).model_fields for term in terms):
+            raise ValueError(
+                "trainer.precision=bf16-true keeps 8 bits of a weight: the teacher's small steps after its student are rounded "
+                "away, and it stays near its start; use bf16-mixed"
+            )
         return self
 
     @model_validator(mode="after")

@@ -103,7 +103,8 @@ class Guard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         total = int(module.total_steps)
-        self.rules = CollapseRules(self.guard, total, _prototypes(module.objective), self.config.data.batch_size)
+        batch = min(self.config.data.batch_size, len(self.loaders.train))
+        self.rules = CollapseRules(self.guard, total, _prototypes(module.objective), batch)
         self.rules.load_state_dict(self._kept)
         if trainer.global_step and self.path.is_file():
             self._go_on(trainer.global_step)
@@ -184,7 +185,9 @@ class Guard(Callback):
         assert self._fit is not None
         kept, student = module.objective.model().image_encoder, module.objective.learner().image_encoder
         names = ["", "student/"] if student is not kept else [""]
-        features, _ = self._encode(trainer, module, self._fit, self.images, [kept, student][: len(names)])
+        features, rows = self._encode(trainer, module, self._fit, self.images, [kept, student][: len(names)])
+        if len(rows) < 2:
+            return []  # one image has no other to be told from
         found = []
         for name, of_images in zip(names, features, strict=True):
             numbers = _numbers(of_images)

@@ -109,6 +109,9 @@ class PretrainModule(LightningModule):
         """Clip by norm, and refuse to step on a loss or gradient that is not finite."""
         if self.sharded is not None:
             self.sharded.gather_scalars()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves it to the step of a fused optimiser, which comes after clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_gradients(parameters, self.config.trainer.clip_grad, self.config.trainer.clip_grad_by)
         assert self._last is not None

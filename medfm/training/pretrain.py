@@ -75,10 +75,14 @@ def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
     from medfm.training.checkpoint import latest_checkpoint
     from medfm.training.run_folder import check_same_run
 
+    # Slurm starts a job that was put into the queue again with the same words; they are about its first start.
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    if again and config.resume != "auto" and (newest := latest_checkpoint(run / "checkpoints")) is not None:
+        return newest
     if isinstance(config.resume, Path):
         return config.resume
     # The first process has checked, and has begun to fill the folder.
-    used = _first_process() and (run / "resolved.yaml").is_file()
+    used = _first_process() and not again and (run / "resolved.yaml").is_file()
     if config.resume == "never":
         if used:
             raise ConfigError(f"'{run}' holds a run already; choose another out=, or resume=auto to go on with it")
@@ -112,6 +116,8 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     parts = Parts(config.encoder, preprocess, config.augment, config.step_batch, objective_config.tokenizer_config)
     loaders = Loaders(manifest, config, preprocess, parts.tokenizer)
     parts.train_images = len(loaders.train)
+    if len(loaders.train) < config.data.batch_size and _first_process():
+        log.warning("a batch holds the %d training images, not data.batch_size=%d", len(loaders.train), config.data.batch_size)
     torch.manual_seed(config.seed)
     objective: Objective = OBJECTIVES.build(config.objective, parts=parts)
     if config.init is not None and checkpoint is None:
@@ -145,7 +151,10 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     ]
     loggers: list[Any] = []
     if _first_process():
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: '{run}' cannot be made: {error.strerror}") from None
         write_run_files(run, config, facts)
         loggers = [
             CsvLogger(run / "metrics.csv", done),
@@ -201,6 +210,7 @@ _KNOWN = (
     "transfer_batch_to_device",
     "in eval mode at the start of training",  # teachers
     "all_gather is deprecated",  # by Lightning itself
+    "Total length of `list` across ranks is zero",  # no validation split
 )
 
 

@@ -153,8 +153,10 @@ def contact_sheet(views: Views, stored: Tensor, preprocess: Preprocess, images: 
         """(..., C, *size) in [0, 1] -> (..., H, W, 3)."""
         if len(config.size) == 3:
             pixels = pixels[..., pixels.shape[-3] // 2, :, :]
-            if "A" in config.orientation:  # front up, as films are hung
-                pixels = pixels.flip(-2)
+            # Front up and the patient's right at the left, as films are hung; of (R, A, S) axes are (W, H, D).
+            across, down = config.orientation[0], config.orientation[1]
+            if across in "LR" and down in "AP":
+                pixels = pixels.flip([axis for axis, turned in ((-1, across == "R"), (-2, down == "A")) if turned])
         pixels = pixels if colour else pixels[..., :1, :, :].expand(*pixels.shape[:-3], 3, *pixels.shape[-2:])
         made: np.ndarray = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
         return made

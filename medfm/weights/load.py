@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -198,7 +199,8 @@ def _fit_positions(theirs: dict[str, Tensor], network: DualEncoder | ImageModel,
         size, patch = card["encoder"]["img_size"], card["encoder"]["patch_size"]
         old_grid = [n // p for n, p in zip(size, patch, strict=True)]
         encoder: Any = network.image_encoder
-        if len(old_grid) == len(encoder.grid_size):
+        # Of other prefix tokens (registers, a class token) the positions differ in kind, and are named with the other shapes.
+        if len(old_grid) == len(encoder.grid_size) and theirs[key].shape[1] == math.prod(old_grid) + encoder.pos_prefix:
             theirs[key] = resample_positions(theirs[key], old_grid, encoder.grid_size, encoder.pos_prefix)
             changed.append(key)
     key = "text_encoder.positional_embedding"

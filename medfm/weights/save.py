@@ -28,12 +28,13 @@ def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_folders(value: Any) -> Any:
-    """`value` with absolute paths cut to their last part: a file that is passed on tells nothing of a hospital's folders."""
+    """`value` with absolute paths, and those that lead upwards or home, cut to their last part: a file that is passed on tells
+    nothing of a hospital's folders."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
-    if isinstance(value, str | Path) and Path(value).is_absolute():
+    if isinstance(value, str | Path) and (Path(value).is_absolute() or str(value).startswith(("../", "~/"))):
         return Path(value).name
     return value
 

@@ -271,3 +271,17 @@ def test_parse_words__a_text_stays_as_typed() -> None:
     assert {"patient", "study", "source", "card"} <= texts
     assert not {"parallel", "modality", "everything"} & texts
     assert parse_words(["patient=12:30", "parallel=2", "card=null"], texts) == {"patient": "12:30", "parallel": 2, "card": None}
+
+
+def test_parse_value__times_are_texts() -> None:
+    """YAML reads 24:00:00 as 86400."""
+    assert [parse_value(v) for v in ("24:00:00", "12:30", "[1:10]")] == ["24:00:00", "12:30", [70]]
+
+
+def test_resolve__numbers_must_be_finite_and_plugins_names() -> None:
+    message = _message("chest_xray", {"optimizer.lr": float("inf"), "trainer.max_epochs": float("inf"), "seed": 2**64})
+    assert "optimizer.lr        input should be a finite number (got inf)" in message
+    assert "trainer.max_epochs  input should be a finite number (got inf)" in message
+    assert "seed                18446744073709551616 is not below" in message
+    assert "betas must lie from 0 to below 1, got [2.0, 0.9]" in _message("chest_xray", {"optimizer.betas": [2, 0.9]})
+    assert _message("chest_xray", {"plugins": 5}) == "plugins: 5 is not a list of modules"

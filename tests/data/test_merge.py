@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from medfm.api import call
 from medfm.data.manifest import Manifest, read_manifest, write_manifest
+from medfm.data.merge import render
 from medfm.errors import DataError
 
 
@@ -51,3 +53,28 @@ def test_merge__hounsfield_units_stay_by_themselves(tmp_path: Path) -> None:
     paths = [write(tmp_path, unit, rows, intensity_units=unit) for unit in ("HU", "arbitrary")]
     with pytest.raises(DataError, match="HU and arbitrary"):
         call("merge", None, {"manifests": paths, "out": tmp_path / "all.csv"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (({"1": "liver"}, {"1": "liver", "2": "tumour"}), {"1": "liver", "2": "tumour"}),
+        (({"1": "liver"}, {"1": "lung"}), None),
+        (({"1": "liver"}, {}), None),
+        (({}, {}), {}),
+    ],
+)
+def test_merge__names_of_masks_stay_or_their_masks_go(labels: Any, kept: dict[str, str] | None, tmp_path: Path) -> None:
+    paths = []
+    for name, named in zip("ab", labels, strict=True):
+        rows: dict[str, list[object]] = {"image": ["i.nii"], "patient_id": ["p"], "split": ["train"], "mask": ["m.nii"]}
+        (tmp_path / name).mkdir()
+        made = Manifest(pd.DataFrame(rows), tmp_path / name, {"mask_labels": named, "card": name})
+        paths.append(write_manifest(made, tmp_path / name / "m.parquet"))
+    # A set without masks has no say.
+    paths.append(write(tmp_path, "films", {"image": ["c.png"], "patient_id": ["p"], "split": ["test"]}, card="films"))
+    report = call("merge", None, {"manifests": paths, "out": tmp_path / "all.parquet"})
+    merged = read_manifest(tmp_path / "all.parquet")
+    assert merged.frame["mask"].tolist() == (["", "", ""] if kept is None else ["a/m.nii", "b/m.nii", ""])
+    assert merged.meta.get("mask_labels") == (kept or None)
+    assert ("left out" in str(render(report).caption)) == (kept is None)

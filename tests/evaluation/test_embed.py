@@ -109,3 +109,16 @@ def test_find__dicom_files_of_a_folder_are_one_volume(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert _find(tmp_path, volumes=True) == [tmp_path / "a", tmp_path / "b", tmp_path / "c.nii.gz"]
     assert len(_find(tmp_path, volumes=False)) == 4
+
+
+def test_embed__says_whose_space_it_is(tiny_run: Path, pictures: pd.DataFrame, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from medfm.encoders.image import ImageModel
+    from medfm.weights.load import load_model
+
+    model, path = load_model(tiny_run), Path(pictures.attrs["root"]) / pictures["image"][3]
+    for space in ("joint", "image"):
+        out = embed(model, path, tmp_path / f"{space}.parquet")
+        assert pq.read_schema(out).metadata[b"medfm.space"] == f"{space}, unit norm".encode()
+        model.network = ImageModel(model.network.image_encoder)

@@ -64,6 +64,24 @@ def test_manifest_features__a_changed_file_is_read_again(tiny_run: Path, own: An
     np.testing.assert_allclose(after.values[0][3], model.features([source]).numpy()[0], atol=1e-6)
 
 
+def test_manifest_features__another_data_set_with_the_same_names_and_times_is_read(
+    tiny_run: Path, own: Any, tmp_path: Path
+) -> None:
+    model = load_model(tiny_run)
+    first, second = (own.root / own.frame["image"].iloc[row] for row in ROWS[:2])
+    size = max(first.stat().st_size, second.stat().st_size)
+    for path in (first, second):  # as raw volumes are: of one size; unpacked from an archive: of one time
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(0, 0))
+    manifest_features([model], own, ROWS[:1], tmp_path / "f")
+    shutil.copytree(own.root, tmp_path / "other")
+    shutil.copy2(second, tmp_path / "other" / own.frame["image"].iloc[ROWS[0]])
+    own.root = tmp_path / "other"
+    made = manifest_features([model], own, ROWS[:1], tmp_path / "f")
+    assert made.read == 1
+    np.testing.assert_allclose(made.values[0], model.features([second]).numpy(), atol=1e-6)
+
+
 def test_manifest_features__names_no_patient_and_no_path(tiny_run: Path, own: Any, tmp_path: Path) -> None:
     manifest_features([load_model(tiny_run)], own, ROWS, tmp_path / "f")
     files = [path for path in (tmp_path / "f").rglob("*") if path.is_file()]

@@ -268,3 +268,36 @@ def test_run__unreadable_images_are_left_out_on_request(tiny_run: Path, split_fi
     )
     assert result["train_images"] == 23
     assert result["unreadable"]["count"] + result["data"]["rows_removed"] == 1
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_run__a_finding_that_loses_a_class_with_unreadable_images_is_left_out(
+    against: bool, tiny_run: Path, split_file: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from medfm.data.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(split_file)
+    shutil.copytree(manifest.root / "images", tmp_path / "other" / "images")
+    rare = [int(np.flatnonzero(manifest.frame["split"] == split)[0]) for split in ("train", "test")]
+    manifest.frame["label:rare"] = [float(row in rare) for row in range(48)]
+    write_manifest(manifest, split_file)
+    broken = tmp_path / "other" / manifest.frame["image"].iloc[rare[0]]
+    content = bytearray(broken.read_bytes())
+    content[60:90] = bytes(30)  # the header is whole: the check passes, decoding does not
+    broken.write_bytes(content)
+    data = {"root": tmp_path / "other", "on_error": "skip"}
+    changes = {"against": tiny_run} if against else {}
+    config = settings(
+        LinearProbeConfig, tiny_run, split_file, tmp_path, data=data, findings=("bright", "bright", "rare"), **changes
+    )
+    result = probe.run_linear_probe(config, progress=False)
+    assert result["unreadable"]["count"] == 1
+    assert [entry["name"] for entry in result["findings"]] == ["bright"]
+    (left,) = result["left_out"]
+    assert left["name"] == "rare"
+    assert "can be read, 0 positive and 23 negative images in split 'train'" in left["reason"]
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet").columns.tolist() == ["row", "split", "bright"]
+    with pytest.raises(DataError, match="'rare' cannot be probed: of the images that can be read"):
+        probe.run_linear_probe(config.model_copy(update={"findings": ("rare",)}), progress=False)

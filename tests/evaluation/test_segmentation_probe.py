@@ -16,7 +16,7 @@ from rich.console import Console
 
 from medfm.data.manifest import Manifest, write_manifest
 from medfm.encoders.image import ImageModel
-from medfm.errors import DataError
+from medfm.errors import ConfigError, DataError
 from medfm.evaluation import segmentation_probe
 from medfm.evaluation.config import SegmentationProbeConfig
 from medfm.evaluation.segmentation_card import chosen_images
@@ -230,6 +230,27 @@ def test_run__names_come_from_the_masks_where_nothing_says_them(tmp_path: Path) 
     result = segmentation_probe.run_segmentation_probe(named, progress=False)
     assert [entry["name"] for entry in result["structures"]] == ["box"]
     assert result["left_out"] == [{"name": "nothing", "reason": "no image of the scored split holds it"}]
+
+
+def test_run__names_are_looked_for_past_a_broken_mask_on_request(tmp_path: Path) -> None:
+    run, manifest = save_run(tmp_path / "run", 2), make_data(tmp_path / "data", 2, name="")
+    (tmp_path / "data" / "masks" / "0.png").write_bytes(b"no mask")
+    config = settings(run, manifest, tmp_path, iterations=5, random_baseline=False)
+    with pytest.raises(DataError, match=r"0\.png.*data\.on_error=skip"):
+        segmentation_probe.run_segmentation_probe(config, progress=False)
+    (tmp_path / "file").touch()
+    skip = {"iterations": 5, "random_baseline": False, "data": {"on_error": "skip"}}
+    with pytest.raises(ConfigError, match=r"cannot be written.*set features=DIR"):
+        segmentation_probe.run_segmentation_probe(
+            settings(run, manifest, tmp_path, features=tmp_path / "file" / "f", **skip), progress=False
+        )
+    result = segmentation_probe.run_segmentation_probe(
+        settings(run, manifest, tmp_path, structures=("label 1", "label 1"), **skip), progress=False
+    )
+    assert [entry["name"] for entry in result["structures"]] == ["label 1"]
+    named = segmentation_probe.run_segmentation_probe(settings(run, manifest, tmp_path, **skip), progress=False)
+    assert named["structures"] == result["structures"]
+    assert named["unreadable"]["count"] == 1
 
 
 def test_run__without_val_a_fifth_of_the_training_patients_stands_in(tmp_path: Path) -> None:

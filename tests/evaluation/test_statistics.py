@@ -187,3 +187,12 @@ def test_calibration__by_hand() -> None:
     # Bin 0.9-1.0: mean 0.9667, two of three positive; bin 0.1-0.2: mean 0.15, all positive.
     assert result["ece"] == pytest.approx(0.75 * abs(2.9 / 3 - 2 / 3) + 0.25 * 0.85)
     assert [b["images"] for b in result["bins"]] == [1, 3]
+
+
+def test_bootstrap__one_patient_gives_no_interval() -> None:
+    values = np.array([0.1, 0.9, 0.8, 0.7])
+    resamples = PatientResamples(["a", "a", "a", "b"], 50)
+    alone = bootstrap(weighted_mean(values[:3]), resamples, rows=np.arange(3))
+    assert (alone.value, alone.resamples, alone.dropped) == (pytest.approx(0.6), 0, 50)
+    assert math.isnan(alone.low)
+    assert math.isfinite(bootstrap(weighted_mean(values), resamples).low)

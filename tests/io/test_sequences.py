@@ -86,3 +86,18 @@ def test_load_image__a_real_brain(data_dir: Path) -> None:
     for number, name in enumerate(("T1", "T2", "FLAIR")):
         single = load_image(data_dir / f"mr3d_stroke/{name}.nii.gz")
         np.testing.assert_array_equal(image.array[..., number], single.array)
+
+
+@pytest.mark.parametrize("turn", [1.0, -1.0])
+def test_load_image__a_sequence_that_lies_elsewhere_is_refused(turn: float, tmp_path: Path) -> None:
+    affine = np.diag([turn, 1.0, 2.0, 1.0])
+    write(tmp_path / "t1.nii.gz", np.ones((20, 9, 8), np.float32), affine)
+    small, far = affine.copy(), affine.copy()
+    small[:3, 3] = (7.2 * turn, 3.1, 4.9)
+    far[:3, 3] = (0, 0, 17.5)
+    write(tmp_path / "small.nii.gz", np.ones((2, 2, 2), np.float32), small)
+    write(tmp_path / "far.nii.gz", np.ones((20, 9, 8), np.float32), far)
+    load_image(f"{tmp_path}/t1.nii.gz|small.nii.gz")
+    load_image(f"{tmp_path}/small.nii.gz|t1.nii.gz")
+    with pytest.raises(DataError, match=r"far\.nii\.gz' does not overlap .*t1\.nii\.gz"):
+        load_image(f"{tmp_path}/t1.nii.gz|far.nii.gz")

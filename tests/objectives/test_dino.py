@@ -402,6 +402,7 @@ def test_build__refuses(knobs: dict[str, Any], encoder: str, images: int, messag
         ({"momentum": 1.2}, "momentum 1.2"),
         ({"mask_ratio": (0.5, 0.1)}, "mask_ratio"),
         ({"ibot_out_dim": 64}, "separate_head=true"),
+        ({"ibot_bottleneck_dim": 64}, "separate_head=true"),
         ({"separate_head": True}, "set ibot_weight"),
         ({"views": {"global_count": 1, "local_count": 0}}, "two views at least"),
     ],
@@ -415,6 +416,22 @@ def test_koleo__of_each_device_alone_is_the_same_on_one(make_dino: Make, make_ba
     objectives = [make_dino(koleo_weight=0.1, koleo_all_devices=both) for both in (True, False)]
     first, second = (objective(make_batch(6), Draws(0)).loss.item() for objective in objectives)
     assert first == second
+
+
+def test_koleo__of_the_one_image_left_over_in_validation_is_0(make_dino: Make, make_batch: Callable[..., Batch]) -> None:
+    objective = make_dino(koleo_weight=0.1)
+    batch = Batch(**{k: v[:1] if isinstance(v, Tensor) else v for k, v in vars(make_batch(6)).items()})
+    with pytest.raises(ConfigError, match="no neighbours"):
+        objective(batch, Draws(0))
+    output = objective.eval()(batch, Draws(0))
+    assert output.logs["loss_koleo"] == 0
+    assert torch.isfinite(output.loss)
+
+
+def test_separate_head__has_a_bottleneck_of_its_own(make_dino: Make) -> None:
+    head = make_dino(ibot_weight=1.0, separate_head=True, ibot_bottleneck_dim=5).teacher.patch_head
+    assert head is not None
+    assert head.last_layer.weight_v.shape[1] == 5
 
 
 def test_timm_encoder__gives_the_pooled_feature() -> None:

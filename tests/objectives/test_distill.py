@@ -16,7 +16,7 @@ from medfm.encoders.image import ImageModel
 from medfm.errors import ConfigError, DataError
 from medfm.objectives.base import Parts
 from medfm.objectives.config import DistillConfig
-from medfm.objectives.distill import DistillObjective
+from medfm.objectives.distill import DistillObjective, _on_grid
 from medfm.objectives.frozen import FrozenTeacher
 from medfm.registry import ENCODERS, OBJECTIVES
 from medfm.transforms.config import AugmentConfig, PreprocessConfig
@@ -211,3 +211,10 @@ def test_masking__needs_an_encoder_with_mask_tokens(make: Make) -> None:
 def test_config__refuses_what_contradicts_itself(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillConfig.model_validate(knobs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_patches__of_another_grid_in_half_precision(dtype: torch.dtype) -> None:
+    tokens = torch.rand(2, 16, 8)
+    made = _on_grid(tokens.to(dtype), (4, 4), (6, 6))
+    torch.testing.assert_close(made, _on_grid(tokens, (4, 4), (6, 6)), rtol=0.01, atol=0.01, check_dtype=False)

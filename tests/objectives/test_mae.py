@@ -16,6 +16,7 @@ from medfm.encoders.timm2d import TimmEncoder
 from medfm.encoders.vit import VisionTransformer
 from medfm.errors import ConfigError
 from medfm.objectives.config import MaeConfig
+from medfm.objectives.gather import SingleDevice
 from medfm.objectives.mae import MaeObjective
 from medfm.objectives.masking import Masks, masks_by_score
 from medfm.transforms.draws import Draws
@@ -424,11 +425,16 @@ def test_foreground__weights_and_left_out_patches() -> None:
     assert equal(batch_of(images), Draws(0)).loss.item() == pytest.approx(per_patch.mean().item(), rel=1e-9)
 
 
-def test_foreground__an_empty_image_gives_a_finite_loss() -> None:
+@pytest.mark.parametrize("world", [1, 8])
+def test_foreground__an_empty_image_gives_a_finite_loss(world: int) -> None:
     objective = make(masking="foreground", background_weight=0.0)
+    devices = SingleDevice()
+    devices.world_size = world
+    objective.gather = devices
     output = objective(batch_of(torch.zeros_like(images_for(objective))), Draws(0))
     assert output.loss.item() == 0.0
     output.loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in objective.parameters())
 
 
 @pytest.mark.parametrize("encoder", [{"class_token": False, "pool": "mean"}, {"reg_tokens": 2}, {"pos_embed": "learn"}])

@@ -44,3 +44,18 @@ def test_colour__needs_colour_images(manifest: Path) -> None:
         recipe(manifest, augment={"hue": 0.1})
     colour = recipe(manifest, augment={"hue": 0.1}, preprocess={"channels": 3}, encoder={"name": "vit", "in_channels": 3})
     assert colour.augment.colours
+
+
+def test_encoder__of_other_axes_than_the_images_is_refused(manifest: Path) -> None:
+    """Also where views are cut, whose size may differ from the images'."""
+    for objective in ("dino", "simclr"):
+        with pytest.raises(ValidationError, match="2 axes"):
+            recipe(manifest, preprocess={"size": [32, 32, 32]}, objective={"name": objective})
+
+
+def test_bfloat16_weights__are_refused_where_a_teacher_follows(manifest: Path) -> None:
+    precision = {"precision": "bf16-true"}
+    for objective in ({"name": "dino"}, {"name": "byol"}, {"name": "sum", "terms": [{"name": "mae"}, {"name": "moco"}]}):
+        with pytest.raises(ValidationError, match="use bf16-mixed"):
+            recipe(manifest, trainer=precision, objective=objective)
+    assert recipe(manifest, trainer=precision, objective={"name": "mae"}).trainer.precision == "bf16-true"

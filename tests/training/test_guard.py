@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,9 @@ from medfm.data.dataset import StudyDataset
 from medfm.errors import TrainingError
 from medfm.objectives.diagnostics import auroc, knn_scores
 from medfm.training.checkpoint import checkpoints, read_checkpoint
+from medfm.training.collapse import CollapseRules
+from medfm.training.config import GuardConfig
+from medfm.training.guard import Guard
 from medfm.training.logs import read_metrics
 
 # A temperature at which no answer says anything, and nothing that centres it.
@@ -166,3 +170,21 @@ def test_guard__features_that_are_all_the_same_stop_a_run(tiny_recipe: Path, tmp
         patch.setattr(VisionTransformer, "forward", shrinking)
         with pytest.raises(TrainingError, match=r"step 8: .*the features are the same for every image.*start again"):
             medfm.pretrain(str(tiny_recipe), overrides)
+
+
+def test_guard__one_image_cannot_be_told_from_others() -> None:
+    guard: Any = Guard.__new__(Guard)
+    guard.rules, guard._fit, guard.images = CollapseRules(GuardConfig(), 100), object(), 1
+    guard._encode = lambda *arguments: ([torch.ones(1, 4)] * 2, torch.tensor([0]))
+    branch = SimpleNamespace(image_encoder=object())
+    module = SimpleNamespace(objective=SimpleNamespace(model=lambda: branch, learner=lambda: branch))
+    assert guard._look_at_features(1, None, module, {}) == []
+
+
+def test_guard__fewer_images_than_a_batch_are_the_batch(tmp_path: Path) -> None:
+    guard: Any = Guard.__new__(Guard)
+    guard.guard, guard.path, guard._kept = GuardConfig(), tmp_path / "guard.json", {}
+    guard.config, guard.loaders = SimpleNamespace(data=SimpleNamespace(batch_size=64)), SimpleNamespace(train=range(3))
+    guard._choose = lambda *arguments: None
+    guard.on_train_start(SimpleNamespace(global_step=0), SimpleNamespace(total_steps=10, objective=object()))
+    assert guard.rules.batch == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import medfm
 from medfm.api import resolve_verb
 from medfm.errors import ConfigError
 from medfm.training.checkpoint import checkpoints
+from medfm.training.config import SlurmConfig
 from medfm.training.launch import Job, Slurm, minutes
 from medfm.training.logs import read_metrics
+from medfm.training.pretrain import _checkpoint
 from medfm.weights.load import read_card
 
 _SBATCH = """#!/bin/bash
@@ -201,3 +204,29 @@ def test_template__runs_medfm_on_every_task(cluster: Path, root: Path, tiny_reci
 @pytest.mark.parametrize(("time", "expected"), [("24:00:00", 1440), ("2-00:00:30", 2881), ("0:05:00", 5)])
 def test_minutes__rounds_up(time: str, expected: int) -> None:
     assert minutes(time) == expected
+
+
+@pytest.mark.parametrize("resume", ["never", "file"])
+def test_resume__of_a_requeued_job_goes_on(
+    resume: str, tiny_run: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm starts a job anew with the same words, which would refuse the folder or begin at the file again."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    first, newest = (path for _, path in checkpoints(run / "checkpoints"))
+    value = "never" if resume == "never" else str(first)
+    config = resolve_verb("pretrain", str(tiny_recipe), {"out": run, "resume": value}).config
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert _checkpoint(run, config, "") == newest
+    shutil.rmtree(run / "checkpoints")  # preempted before the first of its own
+    assert _checkpoint(run, config, "") == (None if resume == "never" else first)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    if resume == "never":
+        with pytest.raises(ConfigError, match="holds a run already"):
+            _checkpoint(run, config, "")
+
+
+def test_time__without_quotes_is_explained() -> None:
+    """YAML reads 24:00:00 as 86400."""
+    with pytest.raises(ValueError, match="a text in quotes"):
+        SlurmConfig(time=86400)  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
 
 import medfm
 from medfm.errors import ConfigError
 from medfm.registry import OBJECTIVES
-from medfm.training.build import build_strategy, check_extra, device_count
+from medfm.training.build import build_strategy, build_trainer, check_extra, device_count
 from medfm.training.checkpoint import checkpoints, read_checkpoint
 from medfm.training.config import TrainerConfig
 from medfm.training.logs import read_metrics
@@ -181,6 +182,23 @@ def test_clip_grad_by__parameter_clips_each(spy: Any, tiny_recipe: Path, tmp_pat
     assert sum(norm > 0.9e-3 for norm in norms) > 1  # one factor for all would leave the largest alone at the limit
 
 
+def test_clip_grad__float16_gradients_are_clipped_unscaled(
+    spy: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning leaves it to fused optimisers to take the loss scale out, which comes after clipping."""
+
+    def norm(out: Path, precision: str) -> float:
+        keys = {"trainer.max_steps": 1, "trainer.log_every": 1, "trainer.precision": precision, "optimizer.name": "adamw"}
+        run = _spied(tiny_recipe, tmp_path / out, **keys)
+        return next(value for _, name, value in read_metrics(run / "metrics.csv") if name == "train/grad_norm")
+
+    plain = norm(Path("full"), "32-true")
+    # Lightning has float16 on GPUs only; on a CPU its plugin takes the place of bf16-true's.
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024))
+    monkeypatch.setattr("medfm.training.build.Bf16Weights", lambda device: scaled)
+    assert norm(Path("half"), "bf16-true") == pytest.approx(plain, rel=0.05)
+
+
 @pytest.mark.slow
 def test_compile__names_stay_clean_and_numbers_the_same(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +260,12 @@ def test_extra__conflicts_are_named() -> None:
     refuse(r"trainer\.extra\.callbacks: medfm sets this option itself", extra={"callbacks": []})
     refuse(r"no such option; did you mean 'limit_val_batches'\?", extra={"limit_val_batch": 3})
     check_extra(TrainerConfig(extra={"limit_val_batches": 3, "strategy": "ddp_spawn"}))
+
+
+def test_build_trainer__what_lightning_refuses_is_a_config_error() -> None:
+    config = TrainerConfig(accelerator="cpu", devices=0)
+    with pytest.raises(ConfigError, match=r"trainer: Lightning refuses these options: .*devices=0"):
+        build_trainer(config, steps=1, batches=1, per_epoch=1, loggers=[], callbacks=[], progress=False)
 
 
 def test_build_strategy__auto_is_ddp_on_several_devices() -> None:

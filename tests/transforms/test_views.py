@@ -205,7 +205,7 @@ def test_contact_sheet__shows_stored_and_views_in_rows() -> None:
         assert sheet.dtype == np.uint8
         # A stored image at 28 rows, two views, two columns of local views of 12; 4 white pixels after each.
         assert sheet.shape == (2 * (28 + 4), (37 + 4) + 2 * (28 + 4) + 2 * (12 + 4), 3)
-        shown = stored[0, 0] if len(size) == 2 else stored[0, 0, 5].flip(0)
+        shown = stored[0, 0] if len(size) == 2 else stored[0, 0, 5].flip(0, 1)  # RAS: the first voxel is left, behind
         assert sheet[0, 0].tolist() == [int(shown[0, 0])] * 3
         assert (sheet[28:32] == 255).all()
 

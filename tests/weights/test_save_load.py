@@ -23,7 +23,7 @@ from medfm.registry import ENCODERS, TOKENIZERS
 from medfm.types import Image
 from medfm.weights.load import load_model, load_tensors_into, read_card
 from medfm.weights.model import Model
-from medfm.weights.save import save_model
+from medfm.weights.save import _without_folders, save_model
 
 TEXTS = ["small left effusion", "no effusion"]
 
@@ -397,3 +397,22 @@ def test_roundtrip__without_a_text_side(tmp_path: Path) -> None:
     assert not any("text" in name for name in model.network.state_dict())
     with pytest.raises(WeightsError, match="trained without reports"):
         model.encode_texts(["no effusion"])
+
+
+def test_without_folders__also_paths_that_lead_upwards_or_home() -> None:
+    tree = {"out": "../../home/somebody/run", "data": {"manifest": "~/hospital/m.parquet"}, "name": "a/b", "list": ["/x/y"]}
+    assert _without_folders(tree) == {"out": "run", "data": {"manifest": "m.parquet"}, "name": "a/b", "list": ["y"]}
+
+
+@pytest.mark.parametrize("other", [{"reg_tokens": 4}, {"no_embed_class": True}])
+def test_load_tensors__positions_of_other_prefix_tokens_are_named(other: dict[str, Any], tmp_path: Path) -> None:
+    def network(**keys: Any) -> tuple[Any, ImageModel]:
+        sizes = {"img_size": [16, 16], "patch_size": [8, 8], "embed_dim": 16, "depth": 1, "num_heads": 2, "in_channels": 1}
+        config = ENCODERS.parse({"name": "vit", **sizes, **keys})
+        return config, ImageModel(ENCODERS.build(config))
+
+    config, model = network()
+    recipe = {"encoder": config.model_dump(mode="json"), "objective": {"name": "mae"}, "preprocess": {"size": [16, 16]}}
+    path = save_model(tmp_path, model, recipe, None)
+    with pytest.raises(WeightsError, match=r"image_encoder\.pos_embed \(1, 5, 16\) for"):
+        load_tensors_into(network(img_size=[32, 32], **other)[1], path)

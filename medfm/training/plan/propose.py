@@ -178,7 +178,7 @@ class Planner:
             full_flops=round(line("full_flops") * flops / line("flops")),
             traffic=round(traffic),
         )
-        return self._proposal(foot, weights, setting, 1)
+        return self._proposal(foot, weights, setting, setting.accumulate)
 
     def _proposal(self, foot: Footprint, weights: Weights, setting: Setting, passes: int) -> Proposal:
         memory = memory_of(foot, weights, setting, self.devices)

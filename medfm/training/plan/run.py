@@ -91,8 +91,11 @@ def run_plan(config: PlanConfig, recipe: PretrainConfig, progress: bool = True) 
             say("real steps")
             plan.measured = compare(config, recipe, plan)
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
+        try:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+            config.out.write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"out: '{config.out}' cannot be written: {error.strerror}") from None
     return plan
 
 

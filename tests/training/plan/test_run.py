@@ -126,3 +126,15 @@ def test_main__mistakes(words: list[str], says: str, capsys: pytest.CaptureFixtu
 def test_main__unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "recipe=chest_xry", "gpu=24GB"]) == 2
     assert "did you mean 'chest_xray'" in capsys.readouterr().err
+
+
+def test_plan__a_cached_recipe_that_accumulates_takes_the_time_of_all_its_passes() -> None:
+    keys = {"objective.cache_chunk": 8, "data.batch_size": 16}
+    once, thrice = (plan("rtx_4090", **keys, **{"trainer.accumulate": n}).as_is for n in (1, 3))
+    assert thrice.flops == pytest.approx(3 * once.flops)
+    assert thrice.seconds > 2 * once.seconds
+
+
+def test_plan__a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
+        plan("24GB", out=tmp_path)
