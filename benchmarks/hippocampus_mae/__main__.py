@@ -41,7 +41,10 @@ def main() -> None:
     overrides = dict(word.split("=", 1) for word in arguments.set)
     start = time.perf_counter()
     run = medfm.pretrain(str(HERE / "recipe.yaml"), {"data.manifest": manifest, "out": out / "run", **overrides})
-    minutes = (time.perf_counter() - start) / 60
+    clock = out / "minutes.txt"  # a run that has ended is not trained again: its time is that of then
+    if not clock.is_file():
+        clock.write_text(f"{(time.perf_counter() - start) / 60:.2f}", encoding="utf-8")
+    minutes = float(clock.read_text(encoding="utf-8"))
     error = [value for _, name, value in read_metrics(run / "metrics.csv") if name == "val/relative_error"][-1]
     result = medfm.evaluate("segmentation_probe", {"model": run, "data.manifest": manifest, "out": out / "probe"})
 

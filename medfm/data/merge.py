@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medfm.data.manifest import LABEL_PREFIX, SPLITS, Manifest, complete, counts, read_manifest, write_manifest
 from medfm.data.merge_config import MergeConfig
+from medfm.data.splits import leaks
 from medfm.errors import DataError
 from medfm.io.sequences import join_sequences, split_sequences
 
@@ -27,15 +28,17 @@ class MergeReport:
     parts: list[tuple[str, Counter[str]]]
 
 
-def merge(manifests: Sequence[Manifest], names: Sequence[str]) -> Manifest:
+def merge(manifests: Sequence[Manifest], names: Sequence[str], same_patients: bool = False) -> Manifest:
     """All rows, with image and mask paths from the folder that the roots share.
 
-    Ids get their data set's name in front: `p000001` of two sets are two patients. A label that a set does not have is not
+    Ids get their data set's name in front: `p000001` of two sets are two patients. With `same_patients` they stay as they are,
+    and no patient may be in two splits. A label that a set does not have is not
     stated there. Facts that differ (card, licence, units, kind of text) are listed together. Masks whose numbers name different
     structures are left out, all of them: 1 would be a liver here and a tumour there.
 
     Raises:
-        DataError: a table is there twice, the roots share no folder, or HU are mixed with other units.
+        DataError: a table is there twice, the roots share no folder, a patient is in two splits, or HU are mixed with other
+            units.
     """
     import pandas as pd
 
@@ -50,13 +53,19 @@ def merge(manifests: Sequence[Manifest], names: Sequence[str]) -> Manifest:
         place = home.relative_to(root)
         frame["image"] = [_moved(path, place) for path in frame["image"]]
         frame["mask"] = [(place / path).as_posix() if path else "" for path in frame["mask"]]
-        for column in ("patient_id", "study_id"):
+        for column in () if same_patients else ("patient_id", "study_id"):
             frame[column] = [f"{name}/{value}" if value else "" for value in frame[column]]
         frames.append(frame)
     frame = complete(pd.concat(frames, ignore_index=True))
     twice = frame.index[frame["image"].duplicated()]
     if len(twice):
         raise DataError(f"{len(twice):,} images are in two of the manifests, first: '{frame['image'][twice[0]]}'")
+    leaking = leaks(frame["patient_id"], frame["split"])
+    if leaking:
+        raise DataError(
+            f"{len(leaking):,} patients are in different splits of the manifests; index each with patient=COLUMN, the same "
+            "seed and the same fractions, which puts a patient into one split everywhere"
+        )
     meta = _meta([manifest.meta for manifest in manifests])
     labels = _mask_labels(
         [m.meta.get("mask_labels") or {} for m, part in zip(manifests, frames, strict=True) if any(part["mask"])]
@@ -75,7 +84,7 @@ def run_merge(config: MergeConfig, progress: bool = True) -> MergeReport:
     """
     manifests = [read_manifest(path) for path in config.manifests]
     names = config.names or _names(manifests, config.manifests)
-    merged = merge(manifests, names)
+    merged = merge(manifests, names, config.same_patients)
     parts = [(name, Counter(manifest.frame["split"])) for name, manifest in zip(names, manifests, strict=True)]
     return MergeReport(write_manifest(merged, config.out), merged, parts)
 

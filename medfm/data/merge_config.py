@@ -16,6 +16,10 @@ class MergeConfig(Config):
     names: tuple[str, ...] = Field(
         default=(), description="put before patient and study ids, one a manifest; default: the cards', else the files' names"
     )
+    same_patients: bool = Field(
+        default=False,
+        description="ids mean the same people in all manifests (one hospital): kept as they are, and checked for leaks",
+    )
     out: Path = Field(default=Path("merged.parquet"), description="manifest to write, .parquet or .csv")
 
     @model_validator(mode="after")

@@ -150,7 +150,7 @@ print(sum(d.result for d in run(partial(round, ndigits=0), [1.0, 2.0], EngineCon
 @pytest.mark.skipif(os.name != "posix", reason="a fork server")
 def test_run__interrupted_while_workers_are_being_prepared_says_nothing_of_them(tmp_path: Path) -> None:
     (tmp_path / "slow_to_import.py").write_text(
-        "import os, signal, time\ntime.sleep(0.2)\nos.killpg(0, signal.SIGINT)\ntime.sleep(0.3)\n", encoding="utf-8"
+        "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(0.3)\n", encoding="utf-8"
     )
     script = """
 from functools import partial

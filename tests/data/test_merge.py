@@ -78,3 +78,15 @@ def test_merge__names_of_masks_stay_or_their_masks_go(labels: Any, kept: dict[st
     assert merged.frame["mask"].tolist() == (["", "", ""] if kept is None else ["a/m.nii", "b/m.nii", ""])
     assert merged.meta.get("mask_labels") == (kept or None)
     assert ("left out" in str(render(report).caption)) == (kept is None)
+
+
+def test_merge__one_hospitals_patients_must_not_leak(tmp_path: Path) -> None:
+    one: dict[str, list[object]] = {"image": ["a", "b"], "patient_id": ["m7", "m8"], "split": ["train", "test"]}
+    other: dict[str, list[object]] = {"image": ["a"], "patient_id": ["m7"], "split": ["test"]}
+    paths = [write(tmp_path, "ct", one), write(tmp_path, "mr", other)]
+    with pytest.raises(DataError, match="1 patients are in different splits"):
+        call("merge", None, {"manifests": paths, "same_patients": True, "out": tmp_path / "all.csv"})
+    other["split"] = ["train"]
+    paths[1] = write(tmp_path / "again", "mr", other)
+    call("merge", None, {"manifests": paths, "same_patients": True, "out": tmp_path / "all.csv"})
+    assert read_manifest(tmp_path / "all.csv").frame["patient_id"].tolist() == ["m7", "m8", "m7"]

@@ -210,7 +210,7 @@ def test_command__stopped_and_run_again_goes_on(
     tmp_path: Path, server: Any, make_card: Callable[..., str], how: signal.Signals
 ) -> None:
     body = bytes(range(256)) * 4000
-    entry = server.add("f.bin", body, faults=[("slow", 0.4)])
+    entry = server.add("f.bin", body, faults=[("slow", 0.05)])
     card = make_card(section({"url": server.url("f.bin")}))
     command = [sys.executable, "-m", "medfm.cli", "download", f"card={card}", f"root={tmp_path / 'set'}"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
