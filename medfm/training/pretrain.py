@@ -72,7 +72,7 @@ def _first_process() -> bool:
 
 
 def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
-    from medfm.training.checkpoint import latest_checkpoint
+    from medfm.training.checkpoint import checkpoints, latest_checkpoint
     from medfm.training.run_folder import check_same_run
 
     # Slurm starts a job that was put into the queue again with the same words; they are about its first start.
@@ -82,7 +82,9 @@ def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
     if isinstance(config.resume, Path):
         return config.resume
     # The first process has checked, and has begun to fill the folder.
-    used = _first_process() and not again and (run / "resolved.yaml").is_file()
+    # A start that failed before anything was learned left no run behind that could be mixed up.
+    learned = (run / "model.safetensors").is_file() or bool(checkpoints(run / "checkpoints"))
+    used = _first_process() and not again and (run / "resolved.yaml").is_file() and learned
     if config.resume == "never":
         if used:
             raise ConfigError(f"'{run}' holds a run already; choose another out=, or resume=auto to go on with it")

@@ -124,6 +124,14 @@ def test_resume__another_recipe_in_the_folder_is_refused(tiny_run: Path, tiny_re
         medfm.pretrain(str(tiny_recipe), {"out": run, "resume": "never"})
 
 
+def test_pretrain__a_start_that_failed_does_not_lock_its_folder(tiny_recipe: Path, tmp_path: Path) -> None:
+    once = {"out": tmp_path / "run", "trainer.max_steps": 1}
+    with pytest.raises(ConfigError, match="barebones"):
+        medfm.pretrain(str(tiny_recipe), {**once, "trainer.extra": {"barebones": True}})
+    assert (tmp_path / "run" / "resolved.yaml").is_file()
+    assert (medfm.pretrain(str(tiny_recipe), once) / "model.safetensors").is_file()
+
+
 def test_pretrain__a_loss_that_is_not_finite_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
     from medfm.objectives.contrastive import ContrastiveObjective
 
