@@ -57,3 +57,8 @@ def write(name: str, title: str, *paragraphs: str) -> Path:
     path.write_text("\n\n".join([f"# {title}", f"`{command()}`", machine(), *paragraphs]) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
     return path
+
+
+def interval(value: dict[str, float]) -> str:
+    """A score with its confidence interval, as evaluation's results hold it."""
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, table, write
+from benchmarks.common import ROOT, bar, data_dir, interval, table, write
 
 HERE = Path(__file__).parent
 OBJECTIVES = ("mae", "dino")
@@ -37,7 +37,7 @@ def main() -> None:
             (entry,) = result["findings"]
             score, random = entry["auroc"], entry["random"]["auroc"]
             counts = f"{entry['positives']}/{entry['images']}"
-            rows.append([name, probe.replace("_", " "), counts, _interval(score), _interval(random)])
+            rows.append([name, probe.replace("_", " "), counts, interval(score), interval(random)])
             said = f"{name}, {probe}: lower end {score['low']:.3f} above the score of random weights {random['value']:.3f}"
             bars.append(bar(said, score["low"] > random["value"]))
     if arguments.only:
@@ -77,10 +77,6 @@ def manifests(out: Path) -> tuple[Path, Path]:
         medfm.index(options | ({"labels": labels} if labels else {}))
     medfm.merge({"manifests": [kermany, hannover], "out": both})
     return both, kermany
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, table, write
+from benchmarks.common import ROOT, bar, data_dir, interval, table, write
 from medfm.training.logs import read_metrics
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ def main() -> None:
     rows, met = [], []
     for entry in result["structures"]:
         score, random = entry["dice"], entry["random"]["dice"]
-        rows.append([entry["name"], _interval(score), _interval(random)])
+        rows.append([entry["name"], interval(score), interval(random)])
         met.append(score["low"] > random["value"])
     bars = [
         bar(f"training at most 30 minutes on 2 cores: {minutes:.1f} min", minutes <= 30),
@@ -70,10 +70,6 @@ def main() -> None:
         table(["structure", "Dice [95 % interval]", "random weights"], rows),
         "\n".join(bars),
     )
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":

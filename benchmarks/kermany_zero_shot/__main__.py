@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, table, write
+from benchmarks.common import ROOT, bar, data_dir, interval, table, write
 
 HERE = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def main() -> None:
     for entry in result["findings"]:
         lows[entry["name"]] = (entry["auroc"]["value"], entry["auroc"]["low"])
         counts = f"{entry['positives']}/{entry['images']}"
-        rows.append([entry["name"], counts, _interval(entry["auroc"]), _interval(entry["random"]["auroc"])])
+        rows.append([entry["name"], counts, interval(entry["auroc"]), interval(entry["random"]["auroc"])])
     score, low = lows["Pneumonia"]
     bars = [
         bar(f"zero-shot pneumonia AUROC >= 0.95: {score:.3f}", score >= 0.95),
@@ -70,10 +70,6 @@ def main() -> None:
         table(head, rows),
         "\n".join(bars),
     )
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":
