@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from medfm.registry import TOKENIZERS, ComponentConfig, Config
+
+TextKind = Literal["findings", "impression", "sentences", "swapped", "negated"]
+
+
+@dataclass(frozen=True)
+class FurtherTexts:
+    """What an objective reads of a report beside the text that is drawn from it.
+
+    Attributes:
+        kinds: "findings", "impression": the section, where the report has it; "sentences": single sentences; "swapped",
+            "negated": the drawn text with left and right changed, or a finding denied or asserted, where it allows that.
+        max_sentences: of a report, drawn anew each epoch.
+        knowledge: knowledge file or shipped name; with it a batch holds which of its concepts a report states.
+        relations: a batch holds too which two of them one sentence states.
+    """
+
+    kinds: tuple[TextKind, ...] = ()
+    max_sentences: int = 8
+    knowledge: str | None = None
+    relations: bool = False
 
 
 class ReportConfig(Config):

@@ -20,7 +20,8 @@ from typing import Literal
 
 Kind = Literal["abnormal", "global", "normal", "neutral", "unknown"]
 
-_FINDING = (
+# Findings and devices, then words of change and doubt.
+THING = (
     r"opaci\w*|consolidat\w*|infiltrat\w*|effusions?|pneumothora\w*|pneumomediast\w*|pneumoperiton\w*|hydropneumo\w*"
     r"|edema|oedema|congesti\w*|cardiomegaly|enlarge\w*|engorge\w*|nodul\w*|mass(?:es)?|lesions?|tumou?rs?|metasta\w*"
     r"|malignan\w*|cancer|carcinoma|lymphoma|sarcoid\w*|fractures?|atelecta\w*|collapse[ds]?|scar\w*|fibro\w*"
@@ -31,12 +32,16 @@ _FINDING = (
     r"|displac\w*|adenopathy|lymphadenopathy|densit(?:y|ies)|shadow\w*|haz(?:e|y)|interstitial|reticul\w*"
     r"|ground[- ]glass|bronchograms?|crowding|hypo-?inflat\w*|low lung volumes?|catheters?|tubes?|picc|pacemaker|pacer"
     r"|icd|leads?|wires?|clips?|drains?|stents?|prosthe\w*|hardware|sternotomy|valves?|port-?a-?cath|lines?|intubat\w*"
-    r"|extubat\w*|tracheostom\w*|foreign bod\w*|abnormal\w*|worse\w*|increas\w*|suspicious|suspect\w*|concern\w*"
-    r"|likely|probabl[ey]|possibl[ey]|could|may|might|cannot|suggest\w*|consistent with|compatible with|disease"
-    r"|infection|process|failure|injury|changes?|symptom\w*|positive|sequel\w*|sternal|resect\w*|lobectomy"
+    r"|extubat\w*|tracheostom\w*|foreign bod\w*|abnormal\w*"
+    r"|devices?|disease|infection|process|failure|injury"
+)
+_DOUBTED = (
+    r"worse\w*|increas\w*|suspicious|suspect\w*|concern\w*"
+    r"|likely|probabl[ey]|possibl[ey]|could|may|might|cannot|suggest\w*|consistent with|compatible with"
+    r"|changes?|symptom\w*|positive|sequel\w*|sternal|resect\w*|lobectomy"
     r"|pneumonectomy|mastectomy|free air"
 )
-_ABNORMAL = re.compile(rf"\b(?:{_FINDING})\b", re.IGNORECASE)
+_ABNORMAL = re.compile(rf"\b(?:{THING}|{_DOUBTED})\b", re.IGNORECASE)
 _NEGATION = re.compile(
     r"\b(?:no|not|without|free of|negative for|absence of|absent|nor|neither|never|clear of|denies|rule[sd]? out|resolved"
     r"|none)\b",
@@ -93,23 +98,27 @@ _NEUTRAL = re.compile(
 _DOUBT = re.compile(r"\b(?:recommend\w*|follow-?up|clinical(?:ly)?\s+correlat\w*|repeat|further)\b", re.IGNORECASE)
 
 
+# "The heart is not enlarged": the finding follows; "effusion is absent / not seen": it precedes its negation.
+_BACKWARD = re.compile(r"\W*(?:absent|resolved|none|not\s+(?:seen|identified|present|visuali[sz]ed|evident))", re.IGNORECASE)
+
+
+def clauses(sentence: str) -> list[tuple[str, int]]:
+    """The clauses of a sentence, each with the position from which on it is denied: its length where nothing is."""
+    found = []
+    for clause in _CLAUSE.split(_PSEUDO.sub(" remains ", sentence)):
+        negation = _NEGATION.search(clause)
+        if negation is None:
+            found.append((clause, len(clause)))
+        else:
+            backward = _BACKWARD.match(clause, negation.start())
+            found.append((clause, 0 if backward else negation.start()))
+    return found
+
+
 def _has_abnormal(sentence: str) -> bool:
     if _NOT_NORMAL.search(sentence):
         return True
-    sentence = _PSEUDO.sub(" remains ", sentence)
-    for clause in _CLAUSE.split(sentence):
-        negation = _NEGATION.search(clause)
-        scope = clause if negation is None else clause[: negation.start()]
-        # "The heart is not enlarged": the finding follows; "effusion is absent / not seen": it precedes its negation.
-        if negation is not None and re.search(
-            r"^\W*(?:absent|resolved|none|not\s+(?:seen|identified|present|visuali[sz]ed|evident))",
-            clause[negation.start() :],
-            re.IGNORECASE,
-        ):
-            continue
-        if _ABNORMAL.search(scope):
-            return True
-    return False
+    return any(_ABNORMAL.search(clause[:denied]) for clause, denied in clauses(sentence))
 
 
 def classify(sentence: str) -> Kind:

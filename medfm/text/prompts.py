@@ -32,10 +32,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from medfm.errors import ConfigError
 from medfm.registry import suggest
+from medfm.text.data_file import find_file, phrases_of, read_yaml, report_problems, shipped_names, unknown_keys
 
 Method = Literal["pair", "multiclass"]
 
@@ -86,7 +87,7 @@ class PromptSet:
         changed = PromptSet(self.name, method, self.findings, self.description, self.source)
         problems = _consistency(changed)
         if problems:
-            raise ConfigError(_report(f"prompt set '{self.name}' with method={method}", problems))
+            raise ConfigError(report_problems(f"prompt set '{self.name}' with method={method}", problems))
         return changed
 
     def select(self, names: tuple[str, ...]) -> PromptSet:
@@ -105,7 +106,7 @@ class PromptSet:
 
 def prompt_set_names() -> list[str]:
     """Names of the prompt sets that medfm ships."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    return shipped_names(SHIPPED)
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:
@@ -114,17 +115,8 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     Raises:
         ConfigError: unknown name (with the nearest one), missing file, or a file that breaks the format; all problems at once.
     """
-    text = str(name_or_path)
-    is_path = isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml"))
-    path = Path(text) if is_path else SHIPPED / f"{text}.yaml"
-    if not path.is_file():
-        if is_path:
-            raise ConfigError(f"prompt set file '{text}' does not exist")
-        known = prompt_set_names()
-        raise ConfigError(
-            f"unknown prompt set '{text}'{suggest(text, known)}; shipped: {', '.join(known)}; or give a .yaml file"
-        )
-    return parse_prompts(_read_yaml(path), where=path.name if not is_path else text, name=path.stem)
+    path, where = find_file(name_or_path, SHIPPED, "prompt set")
+    return parse_prompts(read_yaml(path), where=where, name=path.stem)
 
 
 def parse_prompts(content: object, where: str = "prompts", name: str = "custom") -> PromptSet:
@@ -135,8 +127,8 @@ def parse_prompts(content: object, where: str = "prompts", name: str = "custom")
     """
     problems: list[str] = []
     if not isinstance(content, Mapping):
-        raise ConfigError(_report(where, ["the file must hold a mapping with the key 'findings'"]))
-    _unknown_keys(content, _SET_KEYS, "", problems)
+        raise ConfigError(report_problems(where, ["the file must hold a mapping with the key 'findings'"]))
+    unknown_keys(content, _SET_KEYS, "", problems)
     method = content.get("method", "pair")
     if method not in ("pair", "multiclass"):
         problems.append(f"method: '{method}' is not 'pair' or 'multiclass'")
@@ -161,7 +153,7 @@ def parse_prompts(content: object, where: str = "prompts", name: str = "custom")
     if not problems:
         problems = _consistency(prompts)
     if problems:
-        raise ConfigError(_report(where, problems))
+        raise ConfigError(report_problems(where, problems))
     return prompts
 
 
@@ -173,13 +165,13 @@ def _finding(
         problems.append(f"{place}: must be a mapping with the key 'positive'")
         return None
     before = len(problems)
-    _unknown_keys(entry, _FINDING_KEYS, f"{place}.", problems)
+    unknown_keys(entry, _FINDING_KEYS, f"{place}.", problems)
     if "templates" in entry:
         templates = _templates(entry["templates"], f"{place}.templates", problems)
     if "negate" in entry:
         negate = _templates(entry["negate"], f"{place}.negate", problems)
-    positive = _phrases(entry.get("positive", []), f"{place}.positive", problems)
-    negative = _phrases(entry.get("negative", []), f"{place}.negative", problems)
+    positive = phrases_of(entry.get("positive", []), f"{place}.positive", problems)
+    negative = phrases_of(entry.get("negative", []), f"{place}.negative", problems)
     where = _where(entry.get("where", {}), f"{place}.where", problems)
     if len(problems) > before:
         return None
@@ -196,18 +188,8 @@ def _fill(templates: tuple[str, ...], phrases: tuple[str, ...]) -> tuple[str, ..
     return tuple(dict.fromkeys(template.replace("{}", phrase) for template in templates for phrase in phrases))
 
 
-def _phrases(value: object, place: str, problems: list[str]) -> tuple[str, ...]:
-    items = value if isinstance(value, list | tuple) else [value]
-    for item in items:
-        if not isinstance(item, str):
-            problems.append(f"{place}: {item!r} is not text; put it in quotes")
-        elif not item.strip():
-            problems.append(f"{place}: holds an empty phrase")
-    return tuple(item.strip() for item in items if isinstance(item, str))
-
-
 def _templates(value: object, place: str, problems: list[str]) -> tuple[str, ...]:
-    items = _phrases(value, place, problems)
+    items = phrases_of(value, place, problems)
     problems.extend(f"{place}: '{item}' has no '{{}}' for the phrase" for item in items if "{}" not in item)
     if place.endswith("templates") and not items:
         problems.append(f"{place}: is empty; leave it out for the phrases as they are")
@@ -240,38 +222,3 @@ def _consistency(prompts: PromptSet) -> list[str]:
         elif set(finding.positive) & set(finding.negative):
             problems.append(f"findings.{finding.name}: the same text is positive and negative")
     return problems
-
-
-def _unknown_keys(mapping: Mapping[Any, Any], known: tuple[str, ...], prefix: str, problems: list[str]) -> None:
-    for key in mapping:
-        if key not in known:
-            problems.append(f"{prefix}{key}: unknown key{suggest(str(key), known)}")
-
-
-def _report(where: str, problems: list[str]) -> str:
-    head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {where}"
-    return "\n".join([head, *(f"  {problem}" for problem in problems)])
-
-
-def _read_yaml(path: Path) -> object:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader which refuses a key given twice; PyYAML would keep the last one silently."""
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = loader.construct_object(key_node)
-            if key in seen:
-                raise ConfigError(f"{path}, line {key_node.start_mark.line + 1}: the key '{key}' is given twice")
-            seen.add(key)
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

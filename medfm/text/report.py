@@ -182,6 +182,11 @@ def prepare(report: str, config: ReportConfig) -> tuple[str, ...]:
     return tuple(s for part in _kept(report, config.sections) for s in split_sentences(part))
 
 
+def section_text(report: str, name: str) -> str:
+    """One section of a report on one line, clean; "" where the report has none of that name."""
+    return " ".join(split_sentences(parse_sections(report).get(name, "")))
+
+
 def choose(sentences: tuple[str, ...], config: ReportConfig, rng: np.random.Generator | None) -> str:
     """One training or evaluation text out of prepared sentences; see `select_text`."""
     if rng is None or config.sample == "all" or not sentences:

@@ -21,11 +21,13 @@ class Tokenizer(Protocol):
 
     Attributes:
         special_ids: tokens that it puts around every text, such as start and end.
+        mask_id: the token that stands for a hidden one, None where there is none.
     """
 
     vocab_size: int
     context_length: int
     pad_id: int
+    mask_id: int | None
     special_ids: tuple[int, ...]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
@@ -89,6 +91,8 @@ class ClipTokenizer:
         self.vocab_size = len(words)
         self.start_id, self.end_id, self.pad_id = self.vocab_size - 2, self.vocab_size - 1, 0
         self.special_ids = (self.start_id, self.end_id)
+        # CLIP has no mask token; no UTF-8 text holds the byte 255, so that its token never occurs otherwise.
+        self.mask_id: int | None = characters.index("ÿ")
         self._merger = Fast(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges, end_of_word_suffix="</w>"))
         self._merger.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         # Words are found by the `regex` package, as in the original: another engine knows another Unicode version.
@@ -167,6 +171,7 @@ class HuggingFaceTokenizer:
         self._fast.no_padding()
         self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
         self.special_ids = tuple(self._fast.encode("").ids)
+        self.mask_id = _first_id(self._fast, ("[MASK]", "<mask>", "<|mask|>"))
 
     def __call__(self, texts: Sequence[str]) -> tuple[LongTensor, LongTensor]:
         """Ids and mask, (B, T), T the longest of the batch."""
@@ -203,5 +208,10 @@ def _pad_id(fast: object) -> int:
     padding = fast.padding  # type: ignore[attr-defined]
     if padding:
         return int(padding["pad_id"])
-    ids = (fast.token_to_id(name) for name in ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"))  # type: ignore[attr-defined]
-    return next((i for i in ids if i is not None), 0)
+    return _first_id(fast, ("[PAD]", "<pad>", "<|padding|>", "<|pad|>")) or 0
+
+
+def _first_id(fast: object, names: Sequence[str]) -> int | None:
+    """The id of the first of these tokens that the vocabulary has."""
+    ids = (fast.token_to_id(name) for name in names)  # type: ignore[attr-defined]
+    return next((i for i in ids if i is not None), None)

@@ -103,6 +103,14 @@ def test_clip__vocabulary_and_registry(clip: ClipTokenizer) -> None:
     assert torch.equal(again(REPORTS)[0], built(REPORTS)[0])
 
 
+@given(st.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+@example("ÿ \xff 255")
+def test_clip__mask_token_is_in_no_text(text: str) -> None:
+    assert ANY_CLIP.mask_id == 187
+    assert ANY_CLIP.mask_id not in ANY_CLIP.encode(text)
+
+
 def test_clip__survives_the_way_to_a_loader_worker(clip: ClipTokenizer) -> None:
     again = pickle.loads(pickle.dumps(clip))
     assert torch.equal(again(REPORTS)[0], clip(REPORTS)[0])
@@ -132,6 +140,13 @@ def test_hf__equals_transformers(minilm: Path) -> None:
     assert torch.equal(mask, expected["attention_mask"])
     assert mine.pad_id == theirs.pad_token_id
     assert mine.vocab_size == len(theirs)
+
+
+def test_hf__knows_its_mask_token(minilm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours = HuggingFaceTokenizer(HuggingFaceTokenizerConfig(path=minilm))
+    assert ours.mask_id == AutoTokenizer.from_pretrained(minilm).mask_token_id
 
 
 def test_hf__pads_to_the_longest_and_keeps_the_end(minilm: Path) -> None:
