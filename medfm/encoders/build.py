@@ -30,7 +30,7 @@ def build_dual(
     Args:
         encoder: an image encoder's configuration, or a function that gives one; built after the text encoder.
         objective: anything with `text_encoder`, `tokenizer`, `embed_dim`, `projection`, `temperature`, `learn_temperature`,
-            `loss` and `logit_bias`: a ContrastiveConfig or a DualConfig.
+            `loss`, `logit_bias` and `dense`: a ContrastiveConfig or a DualConfig.
         tokenizer: the objective's tokenizer where it is built already.
         hf_config: config.json of a Hugging Face text encoder, which is then built with random weights (a weight file follows).
 
@@ -54,6 +54,7 @@ def build_dual(
         temperature=objective.temperature,
         learn_temperature=objective.learn_temperature,
         logit_bias=objective.logit_bias if objective.loss == "sigmoid" else None,
+        dense=objective.dense,
     )
 
 

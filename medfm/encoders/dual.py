@@ -10,6 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medfm.encoders.pooling import pooled
+from medfm.types import EncoderOutput, TextOutput
+
+Dense = Literal["patches", "values"]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Of unit norm along the last axis, in float32 at least."""
+    return F.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
 
 
 def projection_head(width: int, embed_dim: int, kind: Literal["linear", "mlp"]) -> nn.Module:
@@ -32,6 +40,8 @@ class DualEncoder(nn.Module):
         temperature: `logit_scale` starts at log(1 / temperature).
         learn_temperature: whether `logit_scale` is a parameter or a buffer.
         logit_bias: start of SigLIP's learnable bias; None for none.
+        dense: what stands for a patch beside a text, with pool=cls: "patches", the patch tokens, where training aligned them
+            with texts; "values", see `image_tokens`, where training aligned the class token alone.
     """
 
     logit_scale: Tensor
@@ -45,11 +55,13 @@ class DualEncoder(nn.Module):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         logit_bias: float | None = None,
+        dense: Dense = "values",
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.embed_dim = embed_dim
+        self.dense = dense
         self.image_projection = projection_head(int(image_encoder.embed_dim), embed_dim, projection)  # type: ignore[arg-type]
         self.text_projection = projection_head(int(text_encoder.embed_dim), embed_dim, projection)  # type: ignore[arg-type]
         scale = torch.tensor(math.log(1 / temperature))
@@ -61,21 +73,31 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x (B, C, *spatial) -> (B, D) of unit norm, float32. `keep`: see the encoder."""
-        features = pooled(self.image_encoder(x, keep), self.image_encoder.pool)  # type: ignore[arg-type]
-        return F.normalize(self.image_projection(features).float(), dim=-1)
+        return self.encode_image_and_patches(x, keep)[0]
+
+    def encode_image_and_patches(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, EncoderOutput]:
+        """As `encode_image`, and what the encoder gave."""
+        output = self.image_encoder(x, keep)
+        return unit(self.image_projection(pooled(output, self.image_encoder.pool))), output  # type: ignore[arg-type]
 
     def encode_text(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """tokens, mask (B, T) -> (B, D) of unit norm, float32."""
-        return F.normalize(self.text_projection(self.text_encoder(tokens, attention_mask).pooled).float(), dim=-1)
+        return self.encode_text_and_words(tokens, attention_mask)[0]
+
+    def encode_text_and_words(self, tokens: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, TextOutput]:
+        """As `encode_text`, and what the encoder gave."""
+        output = self.text_encoder(tokens, attention_mask)
+        return unit(self.text_projection(output.pooled)), output
 
     def image_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """x (B, C, *spatial) -> patch tokens in the joint space, (B, N, D) of unit norm, and their grid.
 
         With pool=mean and a linear projection the image's vector is the normalised mean of the projected tokens, so that each
-        token has its share of the score. With pool=cls the patches' own outputs never met the text; where the encoder offers
-        it, their values pass through the last block instead (MaskCLIP, see `VisionTransformer.forward_dense`).
+        token has its share of the score; where training aligned the patch tokens themselves (`dense` is "patches"), they are
+        taken whatever the pooling. With pool=cls and "values" the patches' own outputs never met the text; where the encoder
+        offers it, their values pass through the last block instead (MaskCLIP, see `VisionTransformer.forward_dense`).
         """
         encoder = self.image_encoder
-        dense = getattr(encoder, "forward_dense", encoder) if encoder.pool == "cls" else encoder
-        output = dense(x)
-        return F.normalize(self.image_projection(output.patch_tokens).float(), dim=-1), output.grid_size
+        values = encoder.pool == "cls" and self.dense == "values"
+        output = getattr(encoder, "forward_dense", encoder)(x) if values else encoder(x)
+        return unit(self.image_projection(output.patch_tokens)), output.grid_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +36,16 @@ def take_patches(patches: Tensor, grid: tuple[int, ...], chosen: Tensor | None) 
     if chosen is None:
         return patches.reshape(batch, math.prod(grid), -1)
     rows = torch.arange(batch, device=patches.device)[:, None]
-    return patches[(rows, *torch.unravel_index(chosen, grid))].flatten(2)
+    return patches[(rows, *unravel(chosen, grid))].flatten(2)
+
+
+def unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """`torch.unravel_index`, which brings the shape to the device as a tensor and waits for that."""
+    places = []
+    for n in reversed(shape):
+        places.append(index % n)
+        index = index // n
+    return tuple(reversed(places))
 
 
 def patchify(x: Tensor, patch_size: tuple[int, ...], chosen: Tensor | None = None) -> Tensor:

@@ -34,6 +34,32 @@ def image_features(encoder: Any, x: Tensor) -> Tensor:
     return pooled(encoder(x), encoder.pool)
 
 
+def last_blocks(encoder: Any, x: Tensor, blocks: int = 1) -> list[EncoderOutput]:
+    """What the last `blocks` blocks give of x (B, C, *spatial), each after the encoder's last norm, the earliest first.
+
+    Raises:
+        ConfigError: the encoder has fewer blocks, or does not show its blocks (`forward_blocks`).
+    """
+    if blocks == 1:
+        return [encoder(x)]
+    if not hasattr(encoder, "forward_blocks"):
+        raise ConfigError(f"blocks={blocks}: a {type(encoder).__name__} gives its last features alone; use blocks=1")
+    outputs: list[EncoderOutput] = encoder.forward_blocks(x, blocks)
+    return outputs
+
+
+def patch_block_features(encoder: Any, x: Tensor, blocks: int = 1) -> tuple[Tensor, tuple[int, ...]]:
+    """Patch tokens of the last `blocks` blocks side by side, the earlier ones first: (B, N, E * blocks), and their grid.
+
+    Source: Oquab et al. 2023 (DINOv2), section 7.4: its "+ms" segmentation head reads the last four blocks.
+
+    Raises:
+        ConfigError: as `last_blocks`.
+    """
+    outputs = last_blocks(encoder, x, blocks)
+    return torch.cat([output.patch_tokens for output in outputs], dim=2), tuple(outputs[0].grid_size)
+
+
 def block_features(encoder: Any, x: Tensor, pool: Pool, blocks: int = 1) -> Tensor:
     """Features of the last `blocks` blocks side by side, the earlier ones first, as DINO's linear evaluation takes them.
 
@@ -43,7 +69,7 @@ def block_features(encoder: Any, x: Tensor, pool: Pool, blocks: int = 1) -> Tens
     Source: Caron et al. 2021 (DINO), eval_linear.py, options n_last_blocks and avgpool_patchtokens.
 
     Args:
-        encoder: gives an EncoderOutput; for blocks > 1 it has `forward_blocks`.
+        encoder: as `last_blocks` takes it.
         x: (B, C, *spatial).
 
     Returns:
@@ -52,11 +78,9 @@ def block_features(encoder: Any, x: Tensor, pool: Pool, blocks: int = 1) -> Tens
     Raises:
         ConfigError: the encoder has no class token, fewer blocks, or does not show its blocks.
     """
+    outputs = last_blocks(encoder, x, blocks)
     if blocks == 1:
-        return pooled(encoder(x), pool)
-    if not hasattr(encoder, "forward_blocks"):
-        raise ConfigError(f"blocks={blocks}: a {type(encoder).__name__} gives its last features alone; use blocks=1")
-    outputs = encoder.forward_blocks(x, blocks)
+        return pooled(outputs[0], pool)
     if pool == "mean":
         return torch.cat([pooled(output, "mean") for output in outputs], dim=1)
     parts = [pooled(output, "cls") for output in outputs]

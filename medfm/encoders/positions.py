@@ -1,4 +1,4 @@
-"""Position embeddings over an N-d token grid: fixed sin-cos ones, and resampling of learned ones."""
+"""Position embeddings of N-d token grids and of texts: fixed sin-cos ones, and resampling of learned ones."""
 
 from __future__ import annotations
 
@@ -44,3 +44,23 @@ def resample_positions(positions: Tensor, old_grid: Sequence[int], new_grid: Seq
         body = F.interpolate(body, size=tuple(new_grid), mode="trilinear")
     body = body.movedim(1, -1).flatten(1, -2).to(positions.dtype)
     return torch.cat([head, body], dim=1)
+
+
+def stretch_positions(positions: Tensor, length: int, keep: int = 20) -> Tensor:
+    """Learned positions of a text (T, E) for another length, (length, E): cut to fewer, stretched to more.
+
+    The first `keep`, which are trained best, stay as they are; between the others positions are interpolated linearly, and
+    behind the last the line through the last two goes on. 77 -> 248 is Long-CLIP's factor of four.
+
+    Source: Zhang et al. 2024, "Long-CLIP: Unlocking the Long-Text Capability of CLIP", section 3.1.
+    """
+    count = len(positions)
+    if length <= count:
+        return positions[:length]  # the first positions mean the same in a shorter context
+    keep = max(0, min(keep, count - 2))
+    place = torch.arange(length - keep, dtype=torch.float64) * (count - keep) / (length - keep) + keep
+    below = place.floor().clamp(max=count - 2).long()
+    share = (place - below)[:, None]
+    old = positions.double()
+    stretched = old[below] * (1 - share) + old[below + 1] * share
+    return torch.cat([old[:keep], stretched]).to(positions.dtype)

@@ -1,4 +1,4 @@
-"""Text encoders: CLIP's causal transformer, and any Hugging Face encoder."""
+"""Text encoders: CLIP's causal transformer, and any Hugging Face encoder or decoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from medfm.encoders.attention import attend
 from medfm.encoders.config import ClipTextConfig, HuggingFaceTextConfig
-from medfm.encoders.pretrained import shown
+from medfm.encoders.lora import add_lora
+from medfm.encoders.positions import stretch_positions
+from medfm.encoders.pretrained import load_strict, read_state_dict, shown
 from medfm.errors import ConfigError, WeightsError
 from medfm.types import TextOutput
 
@@ -86,6 +88,7 @@ class ClipTextEncoder(nn.Module):
 
     Raises:
         ConfigError: more tokens than `context_length`.
+        WeightsError: `config.weights` is missing, broken or does not fit; its text side must, tensor by tensor.
     """
 
     def __init__(self, config: ClipTextConfig) -> None:
@@ -97,6 +100,8 @@ class ClipTextEncoder(nn.Module):
         self.transformer = TextTransformer(config)
         self.ln_final = nn.LayerNorm(config.embed_dim)
         self._init_weights(config)
+        if config.weights is not None:
+            load_strict(self, _text_side(read_state_dict(config.weights), self.context_length), config.weights, _NOT_TEXT)
 
     def _init_weights(self, config: ClipTextConfig) -> None:
         """As open_clip's `TextTransformer.init_parameters`."""
@@ -132,11 +137,33 @@ class ClipTextEncoder(nn.Module):
 
 
 # Tensors of a checkpoint that a bare encoder has no use for: pooler, task heads, and a buffer of transformers 4.
-HEADS = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.", "predictions.", "vocab_", "discriminator_")
+HEADS = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.", "predictions.", "vocab_", "discriminator_", "score.")
+
+
+# What CLIP's files hold beside the text transformer; the projection belongs to the DualEncoder, whose space is another.
+_NOT_TEXT = (
+    "visual.", "text_projection", "logit_scale", "logit_bias", "attn_mask", "mask1", "mask2", "input_resolution",
+    "context_length", "vocab_size",
+)  # fmt: skip
+
+
+def _text_side(state: dict[str, Tensor], context_length: int) -> dict[str, Tensor]:
+    """CLIP's names out of a whole file, float32, with positions for `context_length` tokens."""
+    # open_clip's models with a text tower of their own keep it under "text."; CLIP's own names have no prefix.
+    state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    name = "positional_embedding"
+    residual = state.pop(f"{name}_res", None)
+    if residual is not None and name in state:
+        state[name] = torch.cat([state[name][:20], residual[20:]])  # Long-CLIP's files hold both parts whole
+    if name in state:
+        state[name] = stretch_positions(state[name], context_length)
+    return state
 
 
 class HuggingFaceTextEncoder(nn.Module):
-    """Any Hugging Face encoder (BERT, RoBERTa, MiniLM, ...) from a local folder or the local hub cache, float32.
+    """Any Hugging Face encoder (BERT, RoBERTa, MiniLM, ...) or decoder (Qwen3, Llama, ...) from a local folder or the local
+    hub cache, float32. With `lora` it is frozen but for low-rank adapters, see `add_lora`.
 
     No network is touched. Every tensor of the checkpoint is accounted for, pooler and task heads aside.
 
@@ -146,7 +173,7 @@ class HuggingFaceTextEncoder(nn.Module):
 
     Raises:
         WeightsError: nothing at `config.path`, or weights that do not fit.
-        ConfigError: `freeze_layers` exceeds the layers there are, or the model is no encoder.
+        ConfigError: `freeze_layers` exceeds the layers there are, `lora.target` names none, or there are no layers.
     """
 
     def __init__(self, config: HuggingFaceTextConfig, hf_config: dict[str, Any] | None = None) -> None:
@@ -158,9 +185,13 @@ class HuggingFaceTextEncoder(nn.Module):
             self.model = _load_pretrained(str(config.path))
         else:
             self.model = _build(_read_config(str(config.path)) if hf_config is None else _config_from_dict(hf_config))
+        if getattr(self.model.config, "use_cache", False):
+            self.model.config.use_cache = False  # a decoder would keep keys and values for words to come
         self.hf_config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
         self.embed_dim = int(self.model.config.hidden_size)
         self._freeze(config.freeze_layers)
+        if config.lora is not None:
+            add_lora(self.model, self.layers, config.lora)
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -171,7 +202,7 @@ class HuggingFaceTextEncoder(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return module
-        raise ConfigError(f"text_encoder: no layers found in a {type(self.model).__name__}; use a BERT-like encoder")
+        raise ConfigError(f"text_encoder: no layers found in a {type(self.model).__name__}; use a BERT- or Llama-like model")
 
     def _freeze(self, count: int) -> None:
         if count == 0:
@@ -189,12 +220,16 @@ class HuggingFaceTextEncoder(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> TextOutput:
-        """tokens (B, T) -> features (B, T, E) and the masked mean, or the first token, (B, E)."""
+        """tokens (B, T) -> features (B, T, E) and the masked mean, the first or the last real token, (B, E)."""
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
         features = self.model(input_ids=tokens, attention_mask=attention_mask).last_hidden_state
         if self.pool == "cls":
             return TextOutput(tokens=features, pooled=features[:, 0])
+        if self.pool == "last":
+            columns = torch.arange(tokens.shape[1], device=tokens.device)
+            last = (columns * attention_mask).argmax(dim=1)  # padding may stand on either side
+            return TextOutput(tokens=features, pooled=features[torch.arange(len(features), device=last.device), last])
         weights = attention_mask[:, :, None].to(features.dtype)
         return TextOutput(tokens=features, pooled=(features * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
 

@@ -12,12 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from medfm.encoders.attention import attend
 from medfm.encoders.config import VitConfig
+from medfm.encoders.inflate import inflate_kernel, inflate_positions
 from medfm.encoders.linear import Linear
 from medfm.encoders.mlp import Mlp, SwiGlu
 from medfm.encoders.patches import patch_grid, split_patches, take_patches
 from medfm.encoders.positions import resample_positions, sincos_positions
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
-from medfm.errors import ConfigError
+from medfm.encoders.windows import window_attend
+from medfm.errors import ConfigError, WeightsError
 from medfm.types import EncoderOutput
 
 
@@ -53,12 +55,16 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.recompute = False  # see `attend`
+        self.window: tuple[int, ...] | None = None  # see `window_attend`
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, queries: slice | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (B, N, E) -> (B, N, E), or of the tokens `queries` alone, which attend to all. `mask`: as in `attend`."""
+    def forward(
+        self, x: Tensor, queries: slice | None = None, mask: Tensor | None = None, grid: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """x (B, N, E) -> (B, N, E), or of the tokens `queries` alone, which attend to all. `mask`: as in `attend`; `grid`: of
+        the patches, for attention within `window`."""
         b, n, e = x.shape
         heads = (self.num_heads, e // self.num_heads)
         if queries is None:
@@ -69,7 +75,11 @@ class Attention(nn.Module):
             q = q.view(b, -1, *heads).transpose(1, 2)
             kv = nn.functional.linear(x, weight[e:], None if bias is None else bias[e:])
             k, v = kv.view(b, n, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj_drop(self.proj(attend(q, k, v, mask, recompute=self.recompute).transpose(1, 2).reshape(b, -1, e)))
+        if self.window is not None and grid is not None and queries is None and mask is None:
+            read = window_attend(q, k, v, grid, self.window, recompute=self.recompute)
+        else:
+            read = attend(q, k, v, mask, recompute=self.recompute)
+        return self.proj_drop(self.proj(read.transpose(1, 2).reshape(b, -1, e)))
 
     def class_token(self, x: Tensor) -> Tensor:
         """x (B, N, E) -> (B, 1, E): what forward gives the first token, without projecting the others to keys and values.
@@ -122,15 +132,16 @@ class Block(nn.Module):
         queries: slice | None = None,
         class_only: bool = False,
         mask: Tensor | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> Tensor:
         """x (B, N, E) -> (B, N, E), or of the tokens `queries` alone: what a full block gives them, for less where a last
         block's other tokens are not used; `class_only`: of the first token, for less again. `values_only` lets every token
-        attend to itself alone. `mask` (B, 1, 1, N) is True where a token may be attended to."""
+        attend to itself alone. `mask` (B, 1, 1, N) is True where a token may be attended to. `grid`: see `Attention`."""
         normed = self.norm1(x)
         if class_only:
             queries, attended = slice(0, 1), self.attn.class_token(normed)
         else:
-            attended = self.attn.values(normed) if values_only else self.attn(normed, queries, mask)
+            attended = self.attn.values(normed) if values_only else self.attn(normed, queries, mask, grid)
         x = (x if queries is None else x[:, queries]) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -172,15 +183,15 @@ class VisionTransformer(nn.Module):
         grid_size: patches along each axis at the configured image size.
         patch_size: pixels along each axis that a patch token stands for.
         pool: which feature stands for the image, for `medfm.encoders.pooling.pooled`.
-        drops_patches: `keep` leaves patches out.
+        drops_patches: `keep` leaves patches out; not with windows.
         mask_dim: width of a `mask_token`.
 
     Raises:
-        ConfigError: an image whose channels or axes do not fit, or whose size is not a multiple of the patch size.
+        ConfigError: an image whose channels or axes do not fit, or whose size is not a multiple of the patch size, or whose
+            patches the window does not divide; or `keep` with windows.
         WeightsError: `config.weights` is missing, broken or does not fit; every tensor must, the classifier's aside.
     """
 
-    drops_patches = True
     pos_embed: Tensor
 
     def __init__(self, config: VitConfig) -> None:
@@ -189,9 +200,11 @@ class VisionTransformer(nn.Module):
         self.patch_size, self.in_channels = config.patch_size, config.in_channels
         self.pool = config.pool
         self.gradient_checkpointing = config.gradient_checkpointing
+        self.drops_patches = config.window is None
         self.grid_size = tuple(n // p for n, p in zip(config.img_size, config.patch_size, strict=True))
         self.num_prefix_tokens = int(config.class_token) + config.reg_tokens
         self.no_embed_class = config.no_embed_class
+        self.init = config.init
         self.fixed_positions = config.pos_embed == "sincos"
 
         self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, config.embed_dim)
@@ -204,6 +217,8 @@ class VisionTransformer(nn.Module):
         else:
             self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size) + self.pos_prefix, config.embed_dim))
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / max(config.depth - 1, 1)) for i in range(config.depth))
+        for number in config.windowed_blocks:
+            self.blocks[number].attn.window = config.window  # type: ignore[union-attr]
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self._init_weights()
         if config.weights is not None:
@@ -212,6 +227,7 @@ class VisionTransformer(nn.Module):
     def _load(self, config: VitConfig) -> None:
         assert config.weights is not None
         state = read_state_dict(config.weights)
+        self._inflate(state, config)
         adapt_input_channels(state, "patch_embed.proj.weight", self.patch_embed.proj.weight)
         positions = state.get("pos_embed")
         if positions is not None and self.fixed_positions:
@@ -228,21 +244,40 @@ class VisionTransformer(nn.Module):
         # A full MAE file holds its decoder too, and the decoder's mask token.
         load_strict(self, state, config.weights, unused=("head.", "head_dist.", "decoder_", "mask_token"))
 
+    def _inflate(self, state: dict[str, Tensor], config: VitConfig) -> None:
+        """Makes a volume's patch projection and positions of a 2D file's, in place."""
+        kernel, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+        if len(self.grid_size) != 3 or kernel is None or kernel.ndim != 4:
+            return
+        if config.inflate is None:
+            raise WeightsError(
+                f"{config.weights}: weights of a 2D encoder; set encoder.inflate=average to start a 3D one from them"
+            )
+        state["patch_embed.proj.weight"] = inflate_kernel(kernel, config.patch_size[0], config.inflate)
+        if positions is None or positions.ndim != 3 or self.fixed_positions:
+            state.pop("pos_embed", None)
+            return
+        side = math.isqrt(max(positions.shape[1] - self.pos_prefix, 0))
+        if side**2 + self.pos_prefix == positions.shape[1]:
+            state["pos_embed"] = inflate_positions(positions, (side, side), self.grid_size, self.pos_prefix)
+
     def _init_weights(self) -> None:
-        """timm's initialisation, with MAE's Xavier for the patch projection seen as the linear layer that it is."""
+        """timm's initialisation, with MAE's Xavier for the patch projection seen as the linear layer that it is; or MAE's own
+        (models_mae.py: initialize_weights): that of all linear layers, and tokens as wide as positions elsewhere."""
+        mae = self.init == "mae"
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                (nn.init.xavier_uniform_ if mae else partial(nn.init.trunc_normal_, std=0.02))(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
-        if self.patch_embed.proj.bias is not None:
+        if self.patch_embed.proj.bias is not None and not mae:  # MAE's keeps a convolution's usual start
             nn.init.zeros_(self.patch_embed.proj.bias)
         if not self.fixed_positions:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
-                nn.init.normal_(token, std=1e-6)
+                nn.init.normal_(token, std=0.02 if mae else 1e-6)
 
     def positions(self, grid: tuple[int, ...]) -> Tensor:
         """(1, pos_prefix + prod(grid), E): the positions, resampled where `grid` is not the configured one."""
@@ -256,6 +291,8 @@ class VisionTransformer(nn.Module):
         self, x: Tensor, keep: Tensor | None = None, masked: Tensor | None = None, mask_token: Tensor | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
         """What enters the first block: prefix tokens and patches with their positions, (B, prefix + N, E), and the grid."""
+        if keep is not None and not self.drops_patches:
+            raise ConfigError("patch dropout: attention within windows encodes all patches; set objective.patch_dropout=0")
         tokens, grid = self.patch_embed(x, keep)
         if masked is not None:
             assert mask_token is not None
@@ -296,7 +333,7 @@ class VisionTransformer(nn.Module):
         """
         tokens, grid = self.embed(x, keep, masked, mask_token)
         assert self.cls_token is not None or not class_only
-        blocks: list[Callable[[Tensor], Tensor]] = list(self.blocks)
+        blocks: list[Callable[[Tensor], Tensor]] = [partial(block, grid=grid) for block in self.blocks]
         if class_only:
             blocks[-1] = partial(self.blocks[-1], class_only=True)
         for block in blocks:
@@ -317,7 +354,7 @@ class VisionTransformer(nn.Module):
         tokens, grid = self.embed(x)
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens)
+            tokens = block(tokens, grid=grid)
             if number > len(self.blocks) - blocks:
                 outputs.append(self._output(tokens, grid))
         return outputs
@@ -332,5 +369,5 @@ class VisionTransformer(nn.Module):
         """
         tokens, grid = self.embed(x)
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, grid=grid)
         return self._output(self.blocks[-1](tokens, values_only=True), grid)

@@ -6,20 +6,24 @@ import re
 
 from torch import nn
 
+from medfm.encoders.slices import SlicesEncoder
 from medfm.encoders.text import ClipTextEncoder, HuggingFaceTextEncoder
 from medfm.encoders.timm2d import TimmEncoder
 from medfm.encoders.vit import VisionTransformer
+from medfm.encoders.volume import VolumeEncoder
 
-ENCODER_TYPES = (VisionTransformer, TimmEncoder, ClipTextEncoder, HuggingFaceTextEncoder)
+# A SlicesEncoder is left out: the 2D encoder in it is found, and its slice pooling counts as a head.
+ENCODER_TYPES = (VisionTransformer, TimmEncoder, VolumeEncoder, ClipTextEncoder, HuggingFaceTextEncoder)
 
 
 def encoders(model: nn.Module) -> dict[str, nn.Module]:
     """medfm's encoders inside `model` by their names there ("dual.image_encoder", "teacher.image_encoder", ...)."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ENCODER_TYPES)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, ENCODER_TYPES)}
+    return {name: module for name, module in found.items() if not isinstance(module, SlicesEncoder)}
 
 
 def block_names(encoder: nn.Module) -> tuple[str, ...]:
-    """Names of an encoder's blocks, from input to output. Of a timm model: see `layer_ids`, which knows its stages."""
+    """Names of an encoder's blocks, from input to output. Of timm's models and of volumes: see `layer_ids`."""
     stacks = {
         VisionTransformer: lambda: encoder.blocks,
         ClipTextEncoder: lambda: encoder.transformer.resblocks,  # type: ignore[union-attr]
@@ -47,9 +51,12 @@ def layer_ids(encoder: nn.Module) -> tuple[dict[str, int], int]:
 
         found = group_parameters(encoder.model, encoder.model.group_matcher(coarse=False), reverse=True)
         return {f"model.{name}": number for name, number in found.items()}, max(found.values()) + 1
-    blocks = block_names(encoder)
-    layers = len(blocks) + 1
-    prefixes = {f"{block}.": number for number, block in enumerate(blocks, start=1)}
+    if isinstance(encoder, VolumeEncoder):
+        groups = encoder.layer_groups()
+    else:
+        groups = [(f"{block}.",) for block in block_names(encoder)]
+    layers = len(groups) + 1
+    prefixes = {prefix: number for number, group in enumerate(groups, start=1) for prefix in group}
 
     def layer(name: str) -> int:
         inside = next((number for prefix, number in prefixes.items() if name.startswith(prefix)), None)

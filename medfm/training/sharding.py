@@ -94,7 +94,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         for module in model.modules()
         if isinstance(module, nn.ModuleList | nn.Sequential)
         for child in module
-        if not isinstance(child, Objective | nn.ModuleList | nn.Sequential)
+        if not isinstance(child, Objective | nn.ModuleList | nn.ModuleDict | nn.Sequential)  # ModuleDicts are never called
         and any(True for _ in child.children())
         and any(True for _ in child.parameters())
     ]

@@ -87,6 +87,16 @@ def test_dual__class_token_model_maps_by_value_path() -> None:
     assert not torch.allclose(expected, model.image_projection(model.image_encoder(x).patch_tokens), atol=1e-3)
 
 
+def test_dual__maps_by_the_patch_tokens_where_they_were_aligned() -> None:
+    model = dual()
+    model.dense = "patches"
+    x = torch.randn(1, 1, 32, 32)
+    vector, output = model.encode_image_and_patches(x)
+    expected = model.image_projection(output.patch_tokens)
+    torch.testing.assert_close(model.image_tokens(x)[0], torch.nn.functional.normalize(expected, dim=-1))
+    torch.testing.assert_close(vector, model.encode_image(x))
+
+
 def test_dual__keep_reaches_the_encoder() -> None:
     model = dual()
     x = torch.randn(1, 1, 32, 32)

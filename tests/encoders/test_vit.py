@@ -185,6 +185,23 @@ def test_vit__initial_values() -> None:
     assert 0.95 * bound < float(model.patch_embed.proj.weight.abs().max()) <= bound
 
 
+def test_vit__initial_values_of_maes_code() -> None:
+    """models_mae.py, initialize_weights: Xavier bounds, sqrt(6 / (in + out)), for linear layers (qkv as one); tokens 0.02."""
+    model = small(embed_dim=192, depth=2, reg_tokens=4, init="mae").requires_grad_(False)
+    block = model.blocks[1]
+    layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+    for linear in layers:
+        bound = (6 / sum(linear.weight.shape)) ** 0.5
+        assert 0.98 * bound < float(linear.weight.abs().max()) <= bound
+        assert float(linear.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert float(linear.bias.abs().max()) == 0
+    bound = (6 / (64 + 192)) ** 0.5
+    assert 0.95 * bound < float(model.patch_embed.proj.weight.abs().max()) <= bound
+    assert 0 < float(model.patch_embed.proj.bias.abs().max()) <= 64**-0.5
+    for token in (model.cls_token, model.reg_token):
+        assert float(token.std()) == pytest.approx(0.02, rel=0.2)
+
+
 def test_vit__forward_dense_is_the_value_path_of_the_last_block() -> None:
     model = small()
     randomise(model)

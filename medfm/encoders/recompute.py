@@ -1,0 +1,46 @@
+"""Gradient checkpointing that leaves batch norm's running statistics as they are without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(run: Callable[..., Any], norms: list[_BatchNorm], *args: Tensor | None) -> Any:
+    """`run(*args)`, whose activations are computed again in the backward pass.
+
+    Args:
+        norms: the batch norms in it, of which the second pass makes no second step of the running statistics.
+    """
+    if not norms:
+        return checkpoint(run, *args, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(norms)
+
+    return checkpoint(run, *args, use_reentrant=False, context_fn=contexts)
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The batch norms inside `module` that keep running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@contextmanager
+def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
+    # Not `track_running_stats`: without statistics a batch norm saves other tensors, which checkpointing refuses.
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
