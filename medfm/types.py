@@ -110,6 +110,23 @@ class Mask:
 
 
 @dataclass
+class Texts:
+    """Further texts of a batch's rows, any number a row.
+
+    Attributes:
+        tokens: (M, T) token ids, 0-padded; T may differ from the batch's.
+        attention_mask: (M, T) 1 for real tokens.
+        row: (M,) int64, the row of the batch that a text belongs to; ascending.
+        code: (M,) int64, equal numbers are the same text.
+    """
+
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor
+    row: torch.Tensor
+    code: torch.Tensor
+
+
+@dataclass
 class Batch:
     """What the DataModule yields and an objective takes.
 
@@ -122,6 +139,9 @@ class Batch:
         labels: (B, L) float, 1, 0, -1 (uncertain) or NaN (not stated); L may be 0.
         index: (B,) row in the manifest.
         drawn: (B,) int64 code of the very text in `tokens`: different reports may be drawn the same sentence. -1: no text.
+        texts: further texts by kind ("sentences", "findings", "impression", "swapped", "negated"), where the objective asks.
+        concepts: (B, K) what a report says of each concept of the knowledge file: 1 present, 0 denied, NaN nothing; or None.
+        relations: (B, K, K) bool, whether one sentence of the report states both concepts; None where nothing asks for it.
     """
 
     images: torch.Tensor
@@ -132,6 +152,9 @@ class Batch:
     labels: torch.Tensor
     index: torch.Tensor
     drawn: torch.Tensor | None = None
+    texts: dict[str, Texts] = field(default_factory=dict)
+    concepts: torch.Tensor | None = None
+    relations: torch.Tensor | None = None
 
 
 @dataclass

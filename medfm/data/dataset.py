@@ -6,7 +6,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from medfm.data.batches import LoadedBatch
 from medfm.data.cache import MemoryCache
+from medfm.data.further import FurtherReports, collate_texts
 from medfm.data.manifest import LABEL_PREFIX, Manifest
 from medfm.data.packed import CodedTexts, PackedTexts
 from medfm.data.sampler import Key
@@ -22,11 +25,11 @@ from medfm.data.scan import relative_message
 from medfm.data.store.reader import Found, StoredImages, open_rows
 from medfm.data.values import parse_label
 from medfm.errors import ConfigError, DataError, MedfmError
-from medfm.text.config import ReportConfig
+from medfm.text.config import FurtherTexts, ReportConfig
 from medfm.text.report import choose, is_empty, is_normal, prepare, text_key
 from medfm.transforms.crop import random_start
 from medfm.transforms.preprocess import Preprocess
-from medfm.types import Batch
+from medfm.types import Batch, Texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +51,8 @@ class Sample:
     text_group: int
     labels: torch.Tensor
     index: int
+    report: int = -1  # number of the distinct report
+    texts: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +75,7 @@ class StudyDataset(Dataset):
         preprocess: the contract.
         tokenizer: None gives batches without text.
         report: which part of a report is learned from; None for the default.
+        further: what batches hold of a report beside the text drawn from it; nothing without a tokenizer.
         split: "train", "val", "test", or None for all rows.
         train: draw texts as `report.sample` says; False always takes all the kept text.
         seed: of the drawing.
@@ -109,6 +115,7 @@ class StudyDataset(Dataset):
         crop: Literal["center", "random"] = "center",
         on_error: Literal["fail", "skip"] = "fail",
         check_files: bool = True,
+        further: FurtherTexts = FurtherTexts(),  # noqa: B008, frozen
     ) -> None:
         frame = select(manifest, split, tuple(views))
         self._stored: StoredImages | None = None
@@ -129,6 +136,8 @@ class StudyDataset(Dataset):
         self.patients = _codes(frame["patient_id"].tolist())
         self._reports: CodedTexts | None = None
         self._kept = PackedTexts(())
+        self._further: FurtherReports | None = None
+        self.further = further
         self.text_groups = self._take_reports(frame["report"].tolist())
         self.empty_reports = int((self.text_groups == -1).sum())
         columns = [[parse_label(v) for v in frame[LABEL_PREFIX + f]] for f in self.findings]
@@ -164,6 +173,8 @@ class StudyDataset(Dataset):
         self._reports = CodedTexts(reports)
         sentences = [() if is_empty(report) else prepare(report, self.report) for report in self._reports.unique]
         self._kept = PackedTexts(_BREAK.join(s.replace(_BREAK, " ") for s in kept) for kept in sentences)
+        if self.further != FurtherTexts():
+            self._further = FurtherReports(self._reports.unique, sentences, self.further, self.report)
         keys = [
             "" if not kept else "normal" if is_normal(report) else "text " + text_key(" ".join(kept))
             for report, kept in zip(self._reports.unique, sentences, strict=True)
@@ -198,29 +209,51 @@ class StudyDataset(Dataset):
     def _cut(self, whole: np.ndarray, position: int, epoch: int) -> np.ndarray:
         if self.crop == "center":
             return self.preprocess.fit(whole)
-        # The last number tells this stream from that of the text.
-        rng = np.random.Generator(np.random.PCG64([self.seed, epoch, int(self.rows[position]), 1]))
-        return self.preprocess.fit(whole, random_start(whole.shape[1:], self.preprocess.config.size, rng))
+        start = random_start(whole.shape[1:], self.preprocess.config.size, self._rng(position, epoch, 1))
+        return self.preprocess.fit(whole, start)
+
+    def _rng(self, position: int, epoch: int, *stream: int) -> np.random.Generator:
+        """Draws for a row in an epoch. No stream: its text; 1: its crop; 2, 3: its sentences and its negated text."""
+        return np.random.Generator(np.random.PCG64([self.seed, epoch, int(self.rows[position]), *stream]))
 
     def text(self, position: int, epoch: int = 0) -> str:
         """The text of a row in an epoch; "" for an empty report. In evaluation all the kept text, whatever the epoch."""
         if self._reports is None:
             return ""
-        rng = None
-        if self.train and self.report.sample != "all":
-            rng = np.random.Generator(np.random.PCG64([self.seed, epoch, int(self.rows[position])]))
-        kept = self._kept[int(self._reports.codes[position])]
-        return choose(tuple(kept.split(_BREAK)) if kept else (), self.report, rng)
+        return self._choose(self._sentences(int(self._reports.codes[position])), position, epoch)
+
+    def _sentences(self, report: int) -> tuple[str, ...]:
+        kept = self._kept[report]
+        return tuple(kept.split(_BREAK)) if kept else ()
+
+    def _choose(self, sentences: tuple[str, ...], position: int, epoch: int) -> str:
+        drawn = self.train and self.report.sample != "all"
+        return choose(sentences, self.report, self._rng(position, epoch) if drawn else None)
+
+    def _texts(self, position: int, epoch: int) -> tuple[str, int, dict[str, list[str]]]:
+        """The text of a row, the number of its report, and its further texts."""
+        if self._reports is None:
+            return "", -1, {}
+        report = int(self._reports.codes[position])
+        sentences = self._sentences(report)
+        text = self._choose(sentences, position, epoch)
+        if self._further is None:
+            return text, report, {}
+        rng = partial(self._rng, position, epoch) if self.train else None
+        return text, report, self._further.texts(report, sentences, text, rng)
 
     def __getitem__(self, key: int | Key) -> Sample:
         epoch, position = key if isinstance(key, tuple) else (0, key)
+        text, report, texts = self._texts(position, epoch)
         return Sample(
             image=self.image(position, epoch),
-            text=self.text(position, epoch),
+            text=text,
             patient=int(self.patients[position]),
             text_group=int(self.text_groups[position]),
             labels=self.labels[position],
             index=int(self.rows[position]),
+            report=report,
+            texts=texts,
         )
 
     def __getitems__(self, keys: list[int] | list[Key]) -> list[Sample] | Failure:
@@ -233,8 +266,15 @@ class StudyDataset(Dataset):
         """Samples -> Batch, tokenised in the loader process."""
         if isinstance(samples, Failure):
             return samples
-        tokens, mask = self.tokenizer([s.text for s in samples]) if self.tokenizer is not None else (None, None)
-        return Batch(
+        tokens = mask = concepts = relations = None
+        texts: dict[str, Texts] = {}
+        if self.tokenizer is not None:
+            tokens, mask = self.tokenizer([s.text for s in samples])
+        if self.tokenizer is not None and self._further is not None:
+            texts = collate_texts(self.further.kinds, [s.texts for s in samples], self.tokenizer, _text_code)
+            reports = [s.report for s in samples]
+            concepts, relations = self._further.concepts(reports), self._further.relations(reports)
+        return LoadedBatch(
             images=torch.stack([s.image for s in samples]),
             tokens=tokens,
             attention_mask=mask,
@@ -243,6 +283,9 @@ class StudyDataset(Dataset):
             labels=torch.stack([s.labels for s in samples]),
             index=torch.tensor([s.index for s in samples]),
             drawn=torch.tensor([_text_code(s.text) for s in samples]),
+            texts=texts,
+            concepts=concepts,
+            relations=relations,
         )
 
 
@@ -278,6 +321,7 @@ def _lacking(manifest: Manifest, frame: pd.DataFrame, found: Found, store: Path)
         for rows, what in (
             (found.missing, "not stored"),
             (found.changed, "stored from files that have changed or are gone since"),
+            (found.foreign, "stored from files of the same names, sizes and times in another folder, but of other content"),
             (found.unclear, "stored in several versions, of which only the files could tell which is meant (data.check_files)"),
         )
         if rows.any()

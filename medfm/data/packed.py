@@ -1,5 +1,5 @@
-"""Many texts in two arrays: loader processes share them, where a list of a million strings is copied page by page as each
-process touches their reference counts.
+"""Many texts, or rows of numbers, in two arrays: loader processes share them, where a list of a million strings is copied page
+by page as each process touches their reference counts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,27 @@ class PackedTexts(Sequence[str]):
     @property
     def nbytes(self) -> int:
         return self._bytes.nbytes + self._ends.nbytes
+
+
+class PackedNumbers(Sequence[np.ndarray]):
+    """An immutable sequence of rows of small numbers, 0 to 2^32 - 1, of different lengths."""
+
+    def __init__(self, rows: Iterable[Sequence[int]]) -> None:
+        rows = list(rows)
+        self._values = np.fromiter((n for row in rows for n in row), np.uint32)
+        self._ends = np.fromiter(accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._values[self._ends[index] : self._ends[index + 1]].astype(np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes + self._ends.nbytes
 
 
 class CodedTexts(Sequence[str]):

@@ -12,8 +12,12 @@ from medfm.data.manifest import Manifest
 from medfm.data.sampler import StepBatchSampler
 from medfm.errors import ConfigError
 from medfm.text.tokenizers import Tokenizer
+from medfm.training.build import device_count
 from medfm.training.config import PretrainConfig
+from medfm.training.fixed_images import as_judged, chosen
 from medfm.transforms.preprocess import Preprocess
+
+_PICTURED = 4  # training images that are shown where there is no validation split
 
 
 class WholeRunSampler(StepBatchSampler):
@@ -29,6 +33,9 @@ class Loaders(LightningDataModule):
     Attributes:
         total_batches: batches of the whole run; set before fitting.
         done_batches: batches that a resumed run has behind it.
+        batches_per_epoch: batches that make one pass over the training split.
+        batch_size: images of a batch over all devices: fewer than the recipe's where the training split has fewer.
+        step_batch: images that an optimiser step sees, over all devices and accumulated batches.
     """
 
     def __init__(self, manifest: Manifest, config: PretrainConfig, preprocess: Preprocess, tokenizer: Tokenizer | None) -> None:
@@ -39,6 +46,7 @@ class Loaders(LightningDataModule):
             "preprocess": preprocess,
             "tokenizer": tokenizer,
             "report": config.data.report,
+            "further": config.objective.further_texts,
             "seed": config.seed,
             "views": config.data.views,
             "cache": config.data.cache,
@@ -54,14 +62,14 @@ class Loaders(LightningDataModule):
         self.val = StudyDataset(manifest, split="val", **options) if has_val else None
         self.total_batches = 0
         self.done_batches = 0
-        # Asked of a one-process sampler: the same on every number of devices.
-        self.batches_per_epoch = StepBatchSampler(len(self.train), config.data.batch_size, 1, config.seed).steps_per_epoch
+        world = device_count(config.trainer)
+        sampler = StepBatchSampler(len(self.train), config.data.batch_size, 1, config.seed, world=world)
+        self.batches_per_epoch = sampler.steps_per_epoch  # the same on every number of devices
+        self.batch_size = sampler.global_batch
+        self.step_batch = sampler.global_batch * config.trainer.accumulate
 
     def train_dataloader(self) -> StudyLoader:
         assert self.trainer is not None
-        world = self.trainer.world_size
-        if self.config.batch_size % world:
-            raise ConfigError(f"data.batch_size {self.config.batch_size} cannot be shared by {world} devices")
         sampler = WholeRunSampler(
             len(self.train),
             self.config.batch_size,
@@ -69,15 +77,17 @@ class Loaders(LightningDataModule):
             self.seed,
             start_step=self.done_batches,
             rank=self.trainer.global_rank,
-            world=world,
+            world=self.trainer.world_size,
             groups=self.groups,
         )
         return build_loader(self.train, sampler, workers=self.config.workers, pin=self._on_gpu())
 
-    def val_dataloader(self) -> StudyLoader | list[Any]:
-        """Every device sees the whole validation split: no padding, and no rank left waiting."""
+    def val_dataloader(self) -> StudyLoader:
+        """Every device sees the whole validation split: no padding, and no rank left waiting. Without one, a few training
+        images, the same every time: pictures are made and weights are written at the same moments."""
         if self.val is None:
-            return []
+            positions = chosen(self.train, _PICTURED, self.seed)
+            return build_loader(as_judged(self.train), [[(0, position) for position in positions]], pin=self._on_gpu())
         # Loader processes for a small split cost more than they save.
         workers = self.config.workers if len(self.val) > 4 * self.config.eval_batch_size else 0
         return build_loader(self.val, None, batch_size=self.config.eval_batch_size, workers=workers, pin=self._on_gpu())
