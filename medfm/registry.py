@@ -31,10 +31,18 @@ class Config(BaseModel):
 
 
 class MustExist:
-    """Marks a path that is read: the resolver reports it where it does not exist."""
+    """Marks a path that is read: the resolver reports it where it does not exist.
+
+    Args:
+        reference: it may name an image as a manifest does: `folder#series=1f0c3a9b7d21`, `T1.nii.gz|FLAIR.nii.gz`.
+    """
+
+    def __init__(self, reference: bool = False) -> None:
+        self.reference = reference
 
 
 InputPath = Annotated[Path, MustExist()]
+ImagePath = Annotated[Path, MustExist(reference=True)]
 
 
 class ComponentConfig(Config):
@@ -56,8 +64,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 class Registry:
     """Components of one kind, for example all objectives."""
 
-    def __init__(self, kind: str, configs: str) -> None:
-        """`configs` is the module whose import registers medfm's own components."""
+    def __init__(self, kind: str, *configs: str) -> None:
+        """`configs` are the modules whose import registers medfm's own components."""
         self.kind = kind
         self._configs = configs
         self._entries: dict[str, tuple[type[ComponentConfig], str]] = {}
@@ -76,7 +84,8 @@ class Registry:
         return add
 
     def names(self) -> list[str]:
-        import_module(self._configs)
+        for module in self._configs:
+            import_module(module)
         return sorted(self._entries)
 
     def config_class(self, name: str) -> type[ComponentConfig]:
@@ -129,5 +138,6 @@ def optional_component(registry: Registry) -> Any:
 ENCODERS = Registry("encoder", "medfm.encoders.config")
 TEXT_ENCODERS = Registry("text encoder", "medfm.encoders.config")
 TOKENIZERS = Registry("tokenizer", "medfm.text.config")
-OBJECTIVES = Registry("objective", "medfm.objectives.config")
+OBJECTIVES = Registry("objective", "medfm.objectives.config", "medfm.objectives.ssl_config")
+TERMS = Registry("alignment term", "medfm.objectives.align.config")
 LAUNCHERS = Registry("launcher", "medfm.training.config")

@@ -48,6 +48,7 @@ def info_nce(
     *,
     image_weight: float = 0.5,
     groups: Sequence[Tensor] = (),
+    within: Tensor | None = None,
     gather: Gather | None = None,
     tile: int = 1024,
 ) -> ContrastiveLoss:
@@ -64,6 +65,8 @@ def info_nce(
         logit_scale: () log of the scale.
         image_weight: w, in [0, 1].
         groups: codes (n,) int64, one tensor a kind of group (patient, text); negative codes group nothing.
+        within: (n,) int64; two rows of equal numbers stay negatives of each other whatever their groups: the sentences of one
+            report, where those of another report of the patient are left out.
         gather: the devices to contrast over; None is this one alone.
         tile: rows of A held at once.
 
@@ -76,7 +79,7 @@ def info_nce(
         image, text, logit_scale = at_least_float32(image), at_least_float32(text), at_least_float32(logit_scale)
         sizes = gather.sizes(image.shape[0], image.device)
         everyone = gather.rows(text, sizes)
-        pairs = _Pairs(groups, sizes, gather)
+        pairs = Pairs(groups, sizes, gather, within)
         loss, *seen = _InfoNCE.apply(image, everyone, logit_scale, image_weight, pairs, gather, tile)
     return ContrastiveLoss(loss, {"image_to_text": seen[0], "text_to_image": seen[1]}, *seen[2:])
 
@@ -110,7 +113,7 @@ def sigmoid_loss(
         image, text, logit_scale = at_least_float32(image), at_least_float32(text), at_least_float32(logit_scale)
         sizes = gather.sizes(image.shape[0], image.device)
         everyone = gather.rows(text, sizes)
-        pairs = _Pairs(groups, sizes, gather)
+        pairs = Pairs(groups, sizes, gather)
         loss, *seen = _Sigmoid.apply(image, everyone, logit_scale, at_least_float32(logit_bias), pairs, gather, tile)
     return ContrastiveLoss(loss, {"positives": seen[0], "negatives": seen[1]}, *seen[2:])
 
@@ -128,14 +131,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-class _Pairs:
+class Pairs:
     """Which pairs of (local image row, global text row) are partners and which are false negatives."""
 
-    def __init__(self, groups: Sequence[Tensor], sizes: list[int], gather: Gather) -> None:
+    def __init__(self, groups: Sequence[Tensor], sizes: list[int], gather: Gather, within: Tensor | None = None) -> None:
         self.first = sum(sizes[: gather.rank])  # the partner of local image row i is text row first + i
         self.total = sum(sizes)
         self.codes = [gather.rows(codes, sizes) for codes in groups]
         self.local = [codes[self.first : self.first + sizes[gather.rank]] for codes in self.codes]
+        self.within = None if within is None else (within, gather.rows(within, sizes))
 
     def masked(self, start: int, stop: int) -> Tensor | None:
         """(stop - start, N) bool, true for false negatives; None where nothing can be masked."""
@@ -145,6 +149,8 @@ class _Pairs:
             # A code below 0 groups nothing: turn it into one that no column has.
             same = torch.where(rows < 0, torch.iinfo(rows.dtype).min, rows) == codes
             mask = same if mask is None else mask.logical_or_(same)
+        if mask is not None and self.within is not None:
+            mask &= self.within[0][start:stop, None] != self.within[1]
         if mask is not None:
             mask.diagonal(self.first + start).fill_(False)
         return mask
@@ -153,7 +159,7 @@ class _Pairs:
 class _Tiles:
     """Tiles of the similarity matrix in a reused buffer."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, bias: Tensor | None, pairs: _Pairs, tile: int) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, bias: Tensor | None, pairs: Pairs, tile: int) -> None:
         """`rows` (n, D) already scaled, `columns` (N, D)."""
         n = rows.shape[0]
         tile = min(tile, max(n, 1))
@@ -200,7 +206,7 @@ class _InfoNCE(torch.autograd.Function):
         text: Tensor,
         logit_scale: Tensor,
         image_weight: float,
-        pairs: _Pairs,
+        pairs: Pairs,
         gather: Gather,
         tile: int,
     ) -> tuple[Tensor, ...]:
@@ -263,7 +269,7 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, bias: Tensor, pairs: _Pairs, gather: Gather, tile: int
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, bias: Tensor, pairs: Pairs, gather: Gather, tile: int
     ) -> tuple[Tensor, ...]:
         n, total = image.shape[0], max(pairs.total, 1)
         scale = logit_scale.exp()

@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medfm.encoders.config import ClipTextConfig, VitConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
-from medfm.encoders.pooling import pooled
 from medfm.encoders.text import ClipTextEncoder
 from medfm.encoders.vit import VisionTransformer
-from medfm.objectives.config import ContrastiveConfig, DinoConfig, M3aeConfig
+from medfm.objectives.config import ContrastiveConfig, M3aeConfig
 from medfm.objectives.contrastive import ContrastiveObjective
 from medfm.objectives.dino import DinoObjective
 from medfm.objectives.m3ae import M3aeObjective
+from medfm.objectives.ssl_config import DinoConfig
 from medfm.objectives.two_views import TeacherObjective, TwoViewsObjective
-from medfm.registry import OBJECTIVES
+from medfm.registry import OBJECTIVES, TERMS
+from medfm.text.knowledge import Concept, Knowledge
+from medfm.transforms.config import AugmentConfig, PreprocessConfig
 from medfm.transforms.draws import Draws
+from medfm.transforms.preprocess import Preprocess
 from medfm.transforms.views import Views
-from medfm.types import Batch
+from medfm.types import Batch, Texts
 
 
-class DoubleDual(DualEncoder):
-    """The DualEncoder without its casts to float32, so that comparisons can be exact."""
+class TinyTokenizer:
+    """A word is a token; 31 ends a text."""
 
-    def encode_image(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        return F.normalize(self.image_projection(pooled(self.image_encoder(x, keep), "cls")), dim=-1)
+    vocab_size, context_length, pad_id, mask_id, special_ids = 32, 6, 0, 30, (31,)
 
-    def encode_text(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return F.normalize(self.text_projection(self.text_encoder(tokens, attention_mask).pooled), dim=-1)
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens = torch.zeros(len(texts), 6, dtype=torch.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            words = [1 + sum(word.encode()) % 29 for word in text.lower().split()][:5]
+            row[: len(words) + 1] = torch.tensor([*words, 31])
+        return tokens, (tokens > 0).long()
+
+    def to_state(self) -> dict[str, str]:
+        return {}
+
+
+KNOWLEDGE = Knowledge(
+    "tiny",
+    (
+        Concept("Opacity", definition="brighter lung"),
+        Concept("Lung", "anatomy"),
+        Concept("Nodule", definition="a round opacity", synonyms=("coin lesion",), parents=("Opacity",)),
+        Concept("Apex", "anatomy", parents=("Lung",)),
+        Concept("Effusion", definition="fluid"),
+        Concept("Pleura", "anatomy"),
+    ),
+)
 
 
 def make_objective(
@@ -54,8 +79,13 @@ def make_objective(
             ClipTextConfig(vocab_size=32, context_length=6, embed_dim=16, depth=2, num_heads=2, dropout=dropout)
         )
         bias = config.logit_bias if config.loss == "sigmoid" else None
-        dual = DoubleDual(image, text, 8, config.projection, config.temperature, config.learn_temperature, bias)
-    return ContrastiveObjective(config, dual.double(), to_float)
+        dual = DualEncoder(
+            image, text, 8, config.projection, config.temperature, config.learn_temperature, bias, config.dense
+        ).double()
+        contract = Preprocess(PreprocessConfig.model_validate({"size": [8, 8], "window": "none"}))
+        given = {"preprocess": contract, "tokenizer": TinyTokenizer(), "knowledge": KNOWLEDGE, "augment": AugmentConfig()}
+        terms = [TERMS.build(term, dual=dual, **given) for term in config.terms]
+    return ContrastiveObjective(config, dual, to_float, terms=[term.double() for term in terms])
 
 
 def make_batch(n: int = 10, seed: int = 0) -> Batch:
@@ -77,6 +107,39 @@ def make_batch(n: int = 10, seed: int = 0) -> Batch:
         labels=torch.zeros(n, 0),
         index=torch.arange(n),
     )
+
+
+KINDS = ("findings", "impression", "sentences", "swapped", "negated")
+
+
+def make_text_batch(n: int = 10, seed: int = 0) -> Batch:
+    """`make_batch` with shorter texts and further ones: as many as row % 4 sentences, the same one in every third row, and no
+    other text of a kind in rows 3 and 6."""
+    batch = make_batch(n, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    assert batch.tokens is not None
+    assert batch.attention_mask is not None
+    for texts, mask, row in zip(batch.tokens, batch.attention_mask, range(n), strict=True):
+        length = 3 + row % 3
+        texts[length - 1], texts[length:], mask[length:] = 31, 0, 0
+    for kind in KINDS:
+        rows = [r for r in range(n) for _ in range(r % 4)] if kind == "sentences" else [r for r in range(n) if r not in (3, 6)]
+        tokens = torch.randint(1, 31, (len(rows), 5), generator=generator)
+        code = torch.arange(len(rows)) + 1000 * KINDS.index(kind)
+        for number, row in enumerate(rows):
+            if row % 3 == 0:
+                tokens[number], code[number] = torch.tensor([7, 8, 9, 10, 11]), 77
+        tokens[:, 4] = 31
+        batch.texts[kind] = Texts(tokens, torch.ones_like(tokens), torch.tensor(rows), code)
+    batch.concepts = torch.randint(0, 3, (n, len(KNOWLEDGE)), generator=generator).float()
+    batch.concepts[batch.concepts == 2] = torch.nan
+    anatomy = batch.concepts[:, 1::2]  # is named or not, never denied
+    anatomy[anatomy == 0] = torch.nan
+    batch.relations = torch.rand(n, len(KNOWLEDGE), len(KNOWLEDGE), generator=generator) < 0.5
+    batch.relations |= batch.relations.transpose(1, 2).clone()
+    present = batch.concepts == 1
+    batch.relations &= present[:, :, None] & present[:, None]
+    return batch
 
 
 def make_network(**knobs: Any) -> ImageModel:
@@ -161,6 +224,35 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+Numbers = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Callable[[str], tuple[Numbers, Numbers, Numbers]]:
+    """Runs a script beside this file (see ranks.py): what one process alone computes, and each of two together."""
+
+    def run(script: str) -> tuple[Numbers, Numbers, Numbers]:
+        folder = tmp_path_factory.mktemp(Path(script).stem)
+        places = [(0, 1), (0, 2), (1, 2)]
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).with_name(script))]
+        ranks = [
+            subprocess.Popen([*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE)
+            for rank, world in places
+        ]
+        try:
+            for process in ranks:
+                _, error = process.communicate(timeout=150)
+                assert process.returncode == 0, error.decode()
+        finally:
+            for process in ranks:
+                process.kill()
+        one, first, second = (torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank, world in places)
+        return one, first, second
+
+    return run
+
+
 @pytest.fixture(name="make_objective")
 def _make_objective() -> Callable[..., ContrastiveObjective]:
     return make_objective
@@ -169,6 +261,21 @@ def _make_objective() -> Callable[..., ContrastiveObjective]:
 @pytest.fixture(name="make_batch")
 def _make_batch() -> Callable[..., Batch]:
     return make_batch
+
+
+@pytest.fixture(name="knowledge")
+def _knowledge() -> Knowledge:
+    return KNOWLEDGE
+
+
+@pytest.fixture(name="tiny_tokenizer")
+def _tiny_tokenizer() -> TinyTokenizer:
+    return TinyTokenizer()
+
+
+@pytest.fixture(name="make_text_batch")
+def _make_text_batch() -> Callable[..., Batch]:
+    return make_text_batch
 
 
 @pytest.fixture(name="gradients")

@@ -31,7 +31,7 @@ def step(rank: int, world: int, knobs: dict[str, object], without_text: slice | 
     batch = make_batch(9)  # an odd number, and one row without text: the devices' sizes differ
     if without_text is not None:
         batch.text_group[without_text] = -1
-    batch = replace(batch, **{name: value[rank::world] for name, value in vars(batch).items() if value is not None})
+    batch = replace(batch, **{name: value[rank::world] for name, value in vars(batch).items() if isinstance(value, Tensor)})
     objective = make_objective(**knobs)
     wrapped = DistributedDataParallel(objective) if world > 1 else objective  # must live until the backward has run
     output = wrapped(batch)

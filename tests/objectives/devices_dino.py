@@ -5,15 +5,12 @@ python devices_dino.py RANK WORLD FOLDER
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from conftest import gradients, make_batch, make_dino, train
-from devices_ssl import share
+from ranks import main, share
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,14 +37,5 @@ def steps(knobs: dict[str, Any], rank: int, world: int) -> dict[str, Tensor]:
     return numbers | {f"gradient of {name}": value for name, value in gradients(objective).items()}
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
-    torch.save({name: steps(knobs, rank, world) for name, knobs in CASES.items()}, folder / f"{rank}-of-{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(lambda rank, world: {name: steps(knobs, rank, world) for name, knobs in CASES.items()})

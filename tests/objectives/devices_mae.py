@@ -7,12 +7,10 @@ python devices_mae.py RANK WORLD FOLDER
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from ranks import main, share
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,8 +30,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def step(rank: int, world: int, knobs: dict[str, Any]) -> dict[str, Tensor]:
-    """Forward and backward of this rank's run of rows of six volumes, three of which are half air."""
+def make(knobs: dict[str, Any]) -> tuple[MaeObjective, Tensor]:
+    """A tiny autoencoder, and six volumes, three of which are half air."""
     torch.manual_seed(0)
     vit = VitConfig(
         img_size=(4, 8, 8), patch_size=(1, 2, 2), in_channels=2, embed_dim=12, depth=2, num_heads=2, pos_embed="sincos"
@@ -42,9 +40,18 @@ def step(rank: int, world: int, knobs: dict[str, Any]) -> dict[str, Tensor]:
     objective = MaeObjective(config, VisionTransformer(vit)).double()
     images = torch.randn(6, 2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     images[:3, ..., :4] = 0
-    mine = images[rank * 6 // world : (rank + 1) * 6 // world]
-    rows = torch.arange(len(mine))
-    batch = Batch(mine, None, None, rows, rows, torch.zeros(len(mine), 0), rows)
+    return objective, images
+
+
+def batch_of(images: Tensor) -> Batch:
+    rows = torch.arange(len(images))
+    return Batch(images, None, None, rows, rows, torch.zeros(len(images), 0), rows)
+
+
+def step(rank: int, world: int, knobs: dict[str, Any]) -> dict[str, Tensor]:
+    """Forward and backward of this rank's run of rows."""
+    objective, images = make(knobs)
+    batch = share(batch_of(images), rank, world)
     wrapped = DistributedDataParallel(objective) if world > 1 else objective
     output = wrapped(batch, Draws(7, rank=rank, world=world))
     output.loss.backward()
@@ -54,14 +61,19 @@ def step(rank: int, world: int, knobs: dict[str, Any]) -> dict[str, Tensor]:
     return {"value": output.loss.detach(), **logs, **gradients}
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
-    torch.save({name: step(rank, world, knobs) for name, knobs in CASES.items()}, folder / f"{rank}-of-{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
+@torch.no_grad()
+def validation(rows: int) -> dict[str, Tensor]:
+    """Of the first rows, as each device validates for itself."""
+    objective, images = make({})
+    output = objective.eval()(batch_of(images[:rows]), Draws(7))
+    return {"value": output.loss, **output.logs}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(
+        lambda rank, world: {
+            **{name: step(rank, world, knobs) for name, knobs in CASES.items()},
+            **({f"validation of {rows}": validation(rows) for rows in (2, 3)} if world == 1 else {}),
+            **({f"validation of {2 + rank}": validation(2 + rank)} if world > 1 else {}),
+        }
+    )

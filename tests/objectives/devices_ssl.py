@@ -5,8 +5,6 @@ python devices_ssl.py RANK WORLD FOLDER
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -14,19 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from conftest import make_batch, make_m3ae, make_network, make_objective, make_two_views, train
+from ranks import main, share
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from medfm.encoders.image import ImageModel
-from medfm.objectives.config import DistillConfig, SumConfig
+from medfm.objectives.config import SumConfig
 from medfm.objectives.distill import DistillObjective
 from medfm.objectives.frozen import FrozenTeacher
+from medfm.objectives.ssl_config import DistillConfig
 from medfm.objectives.sum import SumObjective
 from medfm.transforms.config import PreprocessConfig
 from medfm.transforms.draws import Draws
-from medfm.types import Batch
 
 
 def distillation(**knobs: Any) -> DistillObjective:
@@ -62,12 +60,6 @@ CASES: dict[str, Any] = {
 }
 
 
-def share(batch: Batch, rank: int, world: int) -> Batch:
-    """The rows of this rank: as many on each, one rank's after the other's, as the training loop deals them out."""
-    rows = slice(rank * len(batch.index) // world, (rank + 1) * len(batch.index) // world)
-    return replace(batch, **{name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)})
-
-
 def steps(objective: Any, rank: int, world: int) -> dict[str, Tensor]:
     """Losses of three steps, the logs of the last batch, and the state after them."""
     wrapped = DistributedDataParallel(objective) if world > 1 else objective
@@ -84,14 +76,5 @@ def steps(objective: Any, rank: int, world: int) -> dict[str, Tensor]:
     return {"losses": torch.tensor(losses, dtype=torch.float64), **logs, **objective.state_dict()}
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
-    torch.save({name: steps(make(), rank, world) for name, make in CASES.items()}, folder / f"{rank}-of-{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(lambda rank, world: {name: steps(make(), rank, world) for name, make in CASES.items()})

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-SCRIPT = Path(__file__).with_name("devices_mae.py")
-Results = list[dict[str, dict[str, Tensor]]]
+Results = tuple[dict[str, dict[str, Tensor]], ...]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Results:
+def results(run_ranks: Callable[[str], Results]) -> Results:
     """Of one process alone, and of two together."""
-    folder = tmp_path_factory.mktemp("devices_mae")
-    places = [(0, 1), (0, 2), (1, 2)]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    calls = [[sys.executable, str(SCRIPT), str(rank), str(world), str(folder)] for rank, world in places]
-    ranks = [subprocess.Popen(call, env=environment, stderr=subprocess.PIPE) for call in calls]
-    try:
-        for process in ranks:
-            _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error.decode()
-    finally:
-        for process in ranks:
-            process.kill()
-    return [torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank, world in places]
+    return run_ranks("devices_mae.py")
 
 
 @pytest.mark.parametrize("case", ["mae", "block", "foreground", "channels", "simmim"])
@@ -40,3 +24,12 @@ def test_two_devices__equal_one(results: Results, case: str) -> None:
         assert set(device[case]) == set(one[case])
         for name, expected in one[case].items():
             torch.testing.assert_close(device[case][name], expected, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_validation__is_of_a_devices_own_batch(results: Results) -> None:
+    """Every device goes through the whole split; nothing is waited for, and nothing of another device's batch is counted."""
+    one, *two = results
+    for rank, device in enumerate(two):
+        case = f"validation of {2 + rank}"
+        for name, expected in one[case].items():
+            torch.testing.assert_close(device[case][name], expected, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-SCRIPT = Path(__file__).with_name("devices_ssl.py")
-Results = dict[str, dict[str, Tensor]]
+Results = tuple[dict[str, dict[str, Tensor]], ...]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, root: Path) -> tuple[Results, Results, Results]:
+def results(run_ranks: Callable[[str], Results]) -> Results:
     """Of one process alone, and of two together."""
-    folder = tmp_path_factory.mktemp("devices_ssl")
-    places = [(0, 1), (0, 2), (1, 2)]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE
-        )
-        for rank, world in places
-    ]
-    try:
-        for process in ranks:
-            _, error = process.communicate(timeout=150)
-            assert process.returncode == 0, error.decode()
-    finally:
-        for process in ranks:
-            process.kill()
-    one, first, second = (torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank, world in places)
-    return one, first, second
+    return run_ranks("devices_ssl.py")
 
 
 CASES = ["simclr", "moco", "moco queue", "byol", "barlow", "distill masked patches", "distill similarity", "m3ae", "sum"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_devices__equal_one(results: tuple[Results, Results, Results], case: str) -> None:
+def test_two_devices__equal_one(results: Results, case: str) -> None:
     one, *two = results
     moved = [name for name, value in one[case].items() if name.endswith("running_var") and bool((value != 1).all())]
     assert bool(moved) == (case in CASES[:5] or case == "sum")

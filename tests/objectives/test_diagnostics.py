@@ -42,19 +42,6 @@ def test_effective_rank__without_the_mean() -> None:
     assert d.effective_rank(torch.zeros(3, 3)) == 1
 
 
-def test_entropies__tell_the_two_collapses_from_health() -> None:
-    k = 16
-    sure = 100 * torch.eye(k)
-    uniform, one_hot = torch.zeros(8, k), sure[:1].repeat(8, 1)
-    assert d.teacher_entropy(uniform) == pytest.approx(math.log(k))
-    assert d.marginal_entropy(uniform) == pytest.approx(math.log(k))
-    assert d.teacher_entropy(one_hot) == pytest.approx(0, abs=1e-6)
-    assert d.marginal_entropy(one_hot) == pytest.approx(0, abs=1e-6)
-    assert d.marginal_entropy(sure) - d.teacher_entropy(sure) == pytest.approx(math.log(k))
-    halves = torch.tensor([[0.0, 0.0, -1e9, -1e9]])
-    assert d.teacher_entropy(halves) == pytest.approx(math.log(2))
-
-
 def test_koleo_distance__by_hand() -> None:
     angles = torch.tensor([0.0, 0.1, 2.0])
     x = 7 * torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -95,6 +82,18 @@ def test_knn_scores__by_hand() -> None:
     scores = d.knn_scores(train, labels, torch.tensor([[3.0, 3.0]]), k=3, temperature=0.5)
     near, far = math.exp(math.sqrt(0.5) / 0.5), math.exp(-math.sqrt(0.5) / 0.5)
     assert float(scores) == pytest.approx((near + far) / (2 * near + far))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
+def test_knn_scores__features_and_labels_may_lie_on_another_device() -> None:
+    generator = torch.Generator().manual_seed(1)
+    train, test = torch.randn(50, 6, generator=generator), torch.randn(20, 6, generator=generator)
+    labels = torch.randint(-1, 2, (50, 3), generator=generator).float()
+    expected = d.knn_scores(train, labels, test)
+    for places in (("cpu", "cpu", "cuda"), ("cuda", "cpu", "cpu"), ("cpu", "cuda", "cuda"), ("cuda", "cpu", "cuda")):
+        found = d.knn_scores(*(x.to(place) for x, place in zip((train, labels, test), places, strict=True)))
+        assert found.device.type == places[2]
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_knn_scores__are_lightlys_on_classes() -> None:
@@ -156,11 +155,9 @@ def test_fit_logistic__is_scikit_learns() -> None:
             np.testing.assert_allclose(probe.scores(test)[:, column], expected, atol=1e-4)
 
 
-def test_fit_logistic__path_raw_weights_and_repeats() -> None:
+def test_fit_logistic__path_and_repeats() -> None:
     train, labels = _two_groups()
     first = d.fit_logistic(train, labels, 1.0)
-    weight, bias = first.on_raw_features()
-    torch.testing.assert_close(torch.sigmoid(train.double() @ weight.T + bias).float(), first.scores(train))
     warm = d.fit_logistic(train, labels, 1.0, start=d.fit_logistic(train, labels, 10.0))
     torch.testing.assert_close(warm.weight, first.weight, atol=1e-4, rtol=0)
     again = d.fit_logistic(train, labels, 1.0)

@@ -19,9 +19,9 @@ from medfm.encoders.vit import VisionTransformer
 from medfm.errors import ConfigError
 from medfm.objectives import dino as module
 from medfm.objectives.base import Parts
-from medfm.objectives.config import DinoConfig
 from medfm.objectives.dino import DinoObjective, build
 from medfm.objectives.scaling import auto_momentum, auto_out_dim
+from medfm.objectives.ssl_config import DinoConfig
 from medfm.training.config import OptimizerConfig
 from medfm.training.gradients import clip_gradients
 from medfm.training.optim import build_optimizer, set_weight_decay
@@ -380,6 +380,7 @@ def test_build__convolutional_encoder_with_its_teachers_own_batch_statistics() -
         ({"views": {"local_size": (10, 10)}}, "vit", 9, r"local_size \[10, 10\] is not a multiple of the patch size \[4, 4\]"),
         ({"views": {"local_size": (8, 8, 8)}}, "vit", 9, r"local_size \[8, 8, 8\] must have 2 numbers"),
         ({}, "vit", 0, r"out_dim: auto needs the number of training images"),
+        ({"ibot_weight": 1.0, "out_dim": 8, "views": {"local_count": 0}}, "one patch", 9, r"grid has a single patch"),
         ({"ibot_weight": 1.0, "out_dim": 8}, "resnet", 9, r"ibot_weight: masked patches need the encoder 'vit'"),
         ({"out_dim": 8}, "swin", 9, r"local_size: this encoder does not take images of"),
     ],
@@ -387,6 +388,7 @@ def test_build__convolutional_encoder_with_its_teachers_own_batch_statistics() -
 def test_build__refuses(knobs: dict[str, Any], encoder: str, images: int, message: str) -> None:
     configs: dict[str, Any] = {
         "vit": VitConfig(img_size=(16, 16), patch_size=(4, 4), embed_dim=24, depth=1, num_heads=2),
+        "one patch": VitConfig(img_size=(16, 16), patch_size=(16, 16), embed_dim=24, depth=1, num_heads=2),
         "resnet": TimmConfig(model="resnet10t", img_size=(64, 64)),
         "swin": TimmConfig(model="vit_tiny_patch16_224", img_size=(224, 224), pool="cls"),
     }

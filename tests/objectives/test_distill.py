@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from medfm.encoders.image import ImageModel
 from medfm.errors import ConfigError, DataError
 from medfm.objectives.base import Parts
-from medfm.objectives.config import DistillConfig
 from medfm.objectives.distill import DistillObjective, _on_grid
 from medfm.objectives.frozen import FrozenTeacher
+from medfm.objectives.ssl_config import DistillConfig
 from medfm.registry import ENCODERS, OBJECTIVES
 from medfm.transforms.config import AugmentConfig, PreprocessConfig
 from medfm.transforms.draws import Draws

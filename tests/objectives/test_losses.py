@@ -149,6 +149,17 @@ def test_mask__a_column_hidden_from_a_whole_tile_gives_numbers() -> None:
     torch.testing.assert_close(ours, naive_info_nce(image, text, scale, 0.5, false_negatives(groups, 6)))
 
 
+def test_info_nce__rows_within_one_stay_negatives_whatever_their_groups() -> None:
+    image, text = features(6)
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    patient, report = torch.tensor([5, 5, 5, 5, 1, 2]), torch.tensor([0, 0, 1, 1, 2, 3])
+    ours = info_nce(image, text, scale, groups=[patient], within=report, tile=4).loss
+    mask = false_negatives([patient], 6)
+    assert bool(mask[0, 1])
+    mask &= report[:, None] != report
+    torch.testing.assert_close(ours, naive_info_nce(image, text, scale, 0.5, mask))
+
+
 @pytest.mark.parametrize("norm", [1.0, 30.0])
 def test_info_nce__extreme_logits_stay_exact(norm: float) -> None:
     """Logits of -100 to 100 (and 30 times that): every partner is the least similar pair, so a fixed shift would underflow."""

@@ -430,7 +430,7 @@ def test_foreground__an_empty_image_gives_a_finite_loss(world: int) -> None:
     objective = make(masking="foreground", background_weight=0.0)
     devices = SingleDevice()
     devices.world_size = world
-    objective.gather = devices
+    objective._gather = devices
     output = objective(batch_of(torch.zeros_like(images_for(objective))), Draws(0))
     assert output.loss.item() == 0.0
     output.loss.backward()
@@ -490,3 +490,8 @@ def test_config__says_what_does_not_fit() -> None:
         MaeConfig(foreground_share=0.5)
     with pytest.raises(ConfigError, match="mask_unit"):
         make(mask_unit=5)
+    with pytest.raises(ConfigError, match=r"objective\.mask_ratio=0\.99 leaves no patch to be seen of 24; .* lower ratio"):
+        make(mask_ratio=0.99)
+    with pytest.raises(ConfigError, match=r"mask_ratio=0\.9 leaves no patch to be seen of 5;"):
+        make(mask_ratio=0.9, masking="foreground", foreground_share=0.2)
+    assert make(mask_ratio=0.95).draw_masks(torch.zeros(1, 2, 32, 24), None)[0].keep.shape == (1, 1)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medfm.encoders.patches import unravel
 from medfm.errors import ConfigError
 from medfm.objectives.masking import (
     block_score,
+    check_split,
     draw_keep,
     foreground_score,
     is_foreground,
@@ -61,6 +63,13 @@ def test_draw_keep__refuses_to_drop_all() -> None:
 )
 def test_split_counts__are_the_authors(patches: int, ratio: float, expected: tuple[int, int]) -> None:
     assert split_counts(patches, ratio) == expected
+
+
+def test_check_split__refuses_what_leaves_nothing_to_see() -> None:
+    check_split(10, 0.9, "objective.mask_ratio")
+    for patches, ratio in ((10, 0.91), (4, 0.99), (1, 0.5)):
+        with pytest.raises(ConfigError, match=f"objective.mask_ratio={ratio} leaves no patch to be seen of {patches};"):
+            check_split(patches, ratio, "objective.mask_ratio")
 
 
 def test_masks_by_score__takes_lowest_first_and_may_leave_out() -> None:
@@ -155,3 +164,9 @@ def test_masks__two_devices_draw_what_one_draws() -> None:
     whole = block_score(4, (6, 6), 0.5, (0.1, 0.3), 0.5, draws=Draws(2))
     halves = [block_score(2, (6, 6), 0.5, (0.1, 0.3), 0.5, draws=Draws(2, rank=rank, world=2)) for rank in (0, 1)]
     assert torch.equal(whole, torch.cat(halves))
+
+
+def test_unravel__is_torchs() -> None:
+    index = torch.arange(24).view(2, 12)
+    for mine, theirs in zip(unravel(index, (2, 3, 4)), torch.unravel_index(index, (2, 3, 4)), strict=True):
+        assert torch.equal(mine, theirs)

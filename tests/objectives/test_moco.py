@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from medfm.encoders.pooling import pooled
 from medfm.errors import ConfigError
-from medfm.objectives.config import MocoConfig
 from medfm.objectives.moco import MocoObjective
+from medfm.objectives.ssl_config import MocoConfig
 from medfm.transforms.draws import Draws
 
 Make = Callable[..., Any]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medfm.encoders.pooling import pooled
-from medfm.objectives.config import SimclrConfig
+from medfm.objectives.ssl_config import SimclrConfig
 from medfm.transforms.draws import Draws
 
 Make = Callable[..., Any]

@@ -1,0 +1,1 @@
+"""Fine-grained alignment: terms beside the contrast of whole images and reports."""
