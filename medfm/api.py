@@ -63,14 +63,20 @@ def phantom(overrides: Mapping[str, Any]) -> Path:
 
 
 def evaluate(task: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Score a model on `task` ("zero_shot", "retrieval", "linear_probe", "knn", "segmentation_probe"). Returns the result that
-    `result.json` holds."""
+    """Score a model on `task` ("zero_shot", "retrieval", "linear_probe", "knn", "segmentation_probe", "grounding",
+    "compositional"). Returns the result that `result.json` holds."""
     return call(f"evaluate {task}", None, overrides)
 
 
 def embed(overrides: Mapping[str, Any]) -> Path:
     """Write image features. Returns the file."""
     return call("embed", None, overrides)
+
+
+def heatmap(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Write where an image or volume resembles a text. Returns the files and the peak; `medfm.heat_map` gives the map itself,
+    for notebooks."""
+    return call("heatmap", None, overrides)
 
 
 def doctor(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -178,12 +184,24 @@ _EVALUATIONS = {
     "LinearProbeConfig": ("probe", "run_linear_probe"),
     "KnnConfig": ("probe", "run_knn"),
     "SegmentationProbeConfig": ("segmentation_probe", "run_segmentation_probe"),
+    "GroundingConfig": ("grounding", "run_grounding"),
+    "CompositionalConfig": ("compositional", "run_compositional"),
 }
 
 
 def run_evaluate(config: Any, quiet: bool) -> dict[str, Any]:
+    from medfm.evaluation.overview import write_overview
+
     module, function = _EVALUATIONS[type(config).__name__]
-    return _run_and_show(f"medfm.evaluation.{module}", function, quiet, config)
+    result = _run_and_show(f"medfm.evaluation.{module}", function, quiet, config)
+    page = write_overview(result)
+    if page is not None and not quiet:
+        _print(f"all scores of these weights: {page}")
+    return result
+
+
+def run_heatmap(config: Any, quiet: bool) -> dict[str, Any]:
+    return _run_and_show("medfm.evaluation.heatmap", "run_heatmap", quiet, config)
 
 
 def run_embed(config: Any, quiet: bool) -> Path:

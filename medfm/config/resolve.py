@@ -189,8 +189,8 @@ def _validate(
             values[key] = default_component(model, key)
         if values.get(key) is None and (key not in values or (marks and info.default is None)):
             continue  # not given, or a component that may be left out
-        if files and _missing_file(values[key], info):
-            problems.append(Problem(path, f"'{values[key]}' does not exist"))
+        if files and (lacking := _missing_file(values[key], info)):
+            problems.append(Problem(path, lacking))
         if marks:
             value = {"name": values[key]} if isinstance(values[key], str) else values[key]
             if not isinstance(value, dict):
@@ -224,11 +224,16 @@ def _validate(
     return problems, config if not problems else None
 
 
-def _missing_file(value: Any, info: FieldInfo) -> bool:
-    """Whether `value` names a file to be read that is not there."""
-    if not isinstance(value, str | Path) or not _must_exist(info.annotation, info.metadata):
-        return False
-    return not Path(value).exists() and str(value) not in _literals(info.annotation)
+def _missing_file(value: Any, info: FieldInfo) -> str:
+    """Says so where `value` names a file to be read that is not there, else ""."""
+    mark = _must_exist(info.annotation, info.metadata)
+    if not isinstance(value, str | Path) or mark is None or Path(value).exists() or str(value) in _literals(info.annotation):
+        return ""
+    if mark.reference and any(sign in str(value) for sign in "#|"):
+        from medfm.io.sequences import missing_part  # imports numpy: only where it is needed
+
+        return missing_part(value)
+    return f"'{value}' does not exist"
 
 
 def _literals(annotation: Any) -> set[str]:
@@ -236,8 +241,8 @@ def _literals(annotation: Any) -> set[str]:
     return {p for p in parts if isinstance(p, str)}.union(*(_literals(p) for p in parts))
 
 
-def _must_exist(annotation: Any, metadata: Sequence[Any]) -> bool:
-    """Whether a field is an `InputPath`, or a union with one."""
-    if any(isinstance(mark, MustExist) for mark in metadata):
-        return True
-    return any(_must_exist(part, getattr(part, "__metadata__", ())) for part in getattr(annotation, "__args__", ()))
+def _must_exist(annotation: Any, metadata: Sequence[Any]) -> MustExist | None:
+    """The mark of a field that is an `InputPath`, or a union with one."""
+    own = [mark for mark in metadata if isinstance(mark, MustExist)]
+    parts = (_must_exist(part, getattr(part, "__metadata__", ())) for part in getattr(annotation, "__args__", ()))
+    return own[0] if own else next((mark for mark in parts if mark is not None), None)

@@ -129,6 +129,27 @@ VERBS = {
             "medfm evaluate segmentation_probe model=runs/brain_mr_mae data.manifest=manifest.parquet",
         ),
         Verb(
+            "evaluate grounding",
+            "do heat maps of findings fall into their masks: pointing game and Dice",
+            "medfm.evaluation.config:GroundingConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate grounding model=runs/chest_ct data.manifest=manifest.parquet prompts=phantom_ct",
+        ),
+        Verb(
+            "evaluate compositional",
+            "is an image nearer to its report than to one with sides swapped or findings denied",
+            "medfm.evaluation.config:CompositionalConfig",
+            "medfm.api:run_evaluate",
+            "medfm evaluate compositional model=runs/chest_ct data.manifest=manifest.parquet",
+        ),
+        Verb(
+            "heatmap",
+            "where an image or volume resembles a text: NIfTI on its grid, and a picture",
+            "medfm.evaluation.config:HeatmapConfig",
+            "medfm.api:run_heatmap",
+            "medfm heatmap model=runs/chest_ct image=ct.nii.gz text='left pleural effusion' out=DIR",
+        ),
+        Verb(
             "embed",
             "features of a file, a folder or a manifest",
             "medfm.evaluation.config:EmbedConfig",

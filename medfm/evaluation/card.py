@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfm.evaluation import plots
+from medfm.evaluation.montage import strip
+from medfm.evaluation.scoring import LABEL
 from medfm.io.files import atomic_write
 
 if TYPE_CHECKING:
@@ -88,7 +90,11 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        number=number, estimate=estimate, whisker=whisker, grouped=lambda n: f"{n:,}".replace(",", "\u202f")
+        number=number,
+        estimate=estimate,
+        whisker=whisker,
+        unreadable_words=unreadable_words,
+        grouped=lambda n: f"{n:,}".replace(",", "\u202f"),
     )
     return environment
 
@@ -96,6 +102,14 @@ def _environment() -> Environment:
 def number(value: float | None, digits: int = 3) -> str:
     """A score as text; a dash where it is not defined."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def unreadable_words(unreadable: dict[str, Any], what: str = "images") -> str:
+    """ "7 images could not be read and were left out: rows 3, 9, 12, 20, 41, ... of the manifest (DataError)"."""
+    rows = ", ".join([f"{item['row']:,}" for item in unreadable["first"]])
+    more = ", ..." if unreadable["count"] > len(unreadable["first"]) else ""
+    kinds = ", ".join(sorted({item["kind"] for item in unreadable["first"]}))
+    return f"{unreadable['count']:,} {what} could not be read and were left out: rows {rows}{more} of the manifest ({kinds})"
 
 
 def estimate(value: dict[str, Any] | None, digits: int = 3) -> str:
@@ -130,11 +144,19 @@ def whisker(entry: dict[str, Any], width: int = 132, height: int = 16) -> Any:
     )
 
 
+def prediction_columns(names: Sequence[str]) -> list[str]:
+    """Columns of `predictions.parquet` for findings or structures. Its first columns are `row` and `split`: a finding of either
+    name has the manifest's prefix before it, "label:row"."""
+    return [f"{LABEL}{name}" if name in ("row", "split") else name for name in names]
+
+
 def write_predictions(path: Path, columns: Sequence[str], parts: Sequence[tuple[str, NDArray, NDArray]]) -> None:
-    """A row an image: its manifest row, split and the probabilities. `parts`: split, rows (n,), probabilities (n, F)."""
+    """A row an image: its manifest row, split and the probabilities. `parts`: split, rows (n,), probabilities (n, F). See
+    `prediction_columns`."""
     import pandas as pd
 
-    frames = [pd.DataFrame(values, columns=list(columns)).assign(row=rows, split=split) for split, rows, values in parts]
+    columns = prediction_columns(columns)
+    frames = [pd.DataFrame(values, columns=columns).assign(row=rows, split=split) for split, rows, values in parts]
     frame = pd.concat(frames, ignore_index=True)
     with atomic_write(path) as temporary:
         frame[["row", "split", *columns]].to_parquet(temporary, index=False)
@@ -186,14 +208,14 @@ def _examples(
         row = int(done.rows[position])
         image = load(manifest.image_path(row), str(manifest.frame.at[row, "modality"]))
         picture, heat = classifier.similarity_map(image, finding)
-        shown.append(
-            {
-                "kind": kind,
-                "right": kind.startswith("right"),
-                "row": row,
-                "probability": float(case.probability[index]),
-                "picture": plots.jpeg_uri(picture),
-                "overlay": plots.jpeg_uri(plots.overlay(picture, heat)),
-            }
-        )
+        about = {"kind": kind, "right": kind.startswith("right"), "row": row, "probability": float(case.probability[index])}
+        shown.append(about | _pictures(picture, heat, classifier))
     return shown
+
+
+def _pictures(picture: NDArray, heat: NDArray, classifier: ZeroShotClassifier) -> dict[str, str]:
+    """The image and its map: `picture` and `overlay`; of a volume `strip`, slices of both."""
+    if picture.ndim == 3:
+        orientation = classifier.model.preprocess.config.orientation
+        return {"strip": plots.jpeg_uri(strip(picture, heat, orientation), 1000)}
+    return {"picture": plots.jpeg_uri(picture), "overlay": plots.jpeg_uri(plots.overlay(picture, heat))}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from medfm.registry import Config, InputPath
+from medfm.registry import Config, ImagePath, InputPath
 from medfm.text.config import ReportConfig
 
 
@@ -61,6 +61,90 @@ class RetrievalConfig(Config):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the result; default: <run>/retrieval")
+
+
+def _listed(value: Any) -> Any:
+    """One text is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class HeatmapConfig(Config):
+    """`medfm heatmap`: where one image or volume resembles a text."""
+
+    model: InputPath = Field(description="run folder or model.safetensors")
+    image: InputPath = Field(description="a file, or the folder of one series")
+    text: Texts = Field(description="a phrase, or several as a list, whose mean vector is taken")
+    against: Texts = Field(default=(), description="phrases whose similarity is taken off, e.g. those that deny the finding")
+    out: Path = Field(default=Path("heatmap"), description="folder: heatmap.nii.gz and montage.png, or overlay.png")
+    modality: str = Field(default="", description="what a NIfTI file cannot say itself, e.g. CT")
+    slices: int = Field(default=12, ge=1, le=64, description="in the montage of a volume")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("text")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(text.strip() for text in value):
+            raise ValueError("give a text")
+        return value
+
+
+class GroundingConfig(Config):
+    """`medfm evaluate grounding`: heat maps of findings against masks."""
+
+    model: InputPath = Field(description="run folder or model.safetensors")
+    data: EvaluateDataConfig
+    prompts: str = Field(default="phantom", description="name of a shipped prompt set, or a YAML file")
+    findings: tuple[str, ...] = Field(default=(), description="score these only; empty scores all that have masks")
+    structures: dict[str, Texts] = Field(
+        default_factory=dict,
+        description="finding -> names in the masks, e.g. {Lung: [lung_upper_lobe_left, ...]}; default: the mask named as the "
+        "finding's label, and those of its two sides",
+    )
+    mask_labels: dict[int, str] = Field(
+        default_factory=dict, description="value in the masks -> name, where neither masks nor manifest say it"
+    )
+    contrast: bool = Field(default=True, description="take the similarity with the negative prompts off; false: positive alone")
+    tolerance: float = Field(
+        default=0.0, ge=0, description="mm: a peak so near to the mask hits, too; the literature's game allows 15 pixels"
+    )
+    bootstrap: int = Field(default=1000, ge=0, description="resamples, clustered by patient")
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    random_baseline: bool = Field(default=True, description="score the same architecture with random weights beside it")
+    pictures: int = Field(default=2, ge=0, description="examples a finding in the card; 0 where the card leaves the hospital")
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = Field(default=None, description="folder of the evaluation card; default: <run>/grounding")
+
+
+Level = Literal["sentence", "report"]
+
+
+class CompositionalConfig(Config):
+    """`medfm evaluate compositional`: is an image nearer to its report than to the report with sides swapped or a finding
+    denied?"""
+
+    model: InputPath = Field(description="run folder or model.safetensors")
+    data: EvaluateDataConfig
+    report: ReportConfig = Field(default=ReportConfig(), description="which part of a report is compared")
+    levels: tuple[Level, ...] = Field(
+        default=("sentence", "report"), description="each sentence by itself; the whole text; the first is the headline"
+    )
+    bootstrap: int = Field(default=1000, ge=0, description="resamples, clustered by patient")
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    random_baseline: bool = Field(default=True, description="score the same architecture with random weights beside it")
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = Field(default=None, description="folder of the evaluation card; default: <run>/compositional")
+
+    @field_validator("levels")
+    @classmethod
+    def _some(cls, value: tuple[Level, ...]) -> tuple[Level, ...]:
+        if not value:
+            raise ValueError("give at least one of sentence, report")
+        return tuple(dict.fromkeys(value))
 
 
 class ProbeDataConfig(EvaluateDataConfig):
@@ -162,6 +246,7 @@ class SegmentationProbeConfig(FrozenFeatures):
     l2: tuple[float, ...] = Field(
         default=(1e-6, 1e-4), description="penalties to choose from: mean cross-entropy + l2 / 2 * |w|^2, tokens standardised"
     )
+    blocks: int = Field(default=1, ge=1, description="patch tokens of the last n blocks side by side (DINOv2's +ms: 4)")
     iterations: int = Field(default=60, ge=1, description="of L-BFGS for each penalty, at most")
     pictures: int = Field(default=4, ge=0, description="example images in the card; 0 where the card leaves the hospital")
 
@@ -177,10 +262,14 @@ class EmbedConfig(Config):
     """`medfm embed`: image features of a file, a folder or a manifest."""
 
     model: InputPath = Field(description="run folder or model.safetensors")
-    input: InputPath = Field(description="an image, a folder of images, or a manifest (.parquet or .csv)")
+    input: ImagePath = Field(
+        description="an image, several sequences of one examination ('T1.nii.gz|T2.nii.gz', quoted), a folder of images, or a "
+        "manifest (.parquet or .csv)"
+    )
     out: Path = Field(description="file to write: .parquet, .npz or .csv")
     split: str = Field(default="", description="of a manifest: this split only; empty takes all rows")
     root: Path | None = Field(default=None, description="of a manifest: folder that its image paths start from")
+    modality: str = Field(default="", description="of files that cannot say it themselves and have no manifest: CT for a NIfTI")
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0)
     on_error: Literal["fail", "skip"] = Field(

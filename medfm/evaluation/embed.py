@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from medfm.errors import ConfigError, DataError
 from medfm.evaluation.encode import Failure, encode_files, pick_device, progress_bar, unreadable
-from medfm.io.files import atomic_write
+from medfm.io.files import atomic_write, require_writable
+from medfm.io.sequences import split_sequences
 
 if TYPE_CHECKING:
     from medfm.evaluation.config import EmbedConfig
@@ -31,6 +32,7 @@ def embed(
     *,
     split: str = "",
     root: str | Path | None = None,
+    modality: str = "",
     batch_size: int = 64,
     workers: int = 0,
     on_error: str = "fail",
@@ -48,11 +50,11 @@ def embed(
     - `.npz`: arrays image (N,), (row (N,),) embedding (N, D) float32; it alone is held in memory until written.
 
     Args:
-        input: an image file, a folder searched for images, or a manifest (.parquet, .csv). A model of volumes takes a folder's
-            DICOM files together as one series per folder.
-        out: ends in .parquet, .csv or .npz.
+        input: an image file, several as channels of one image (see `medfm.io.sequences`), a folder searched for images, or a
+            manifest (.parquet, .csv). A model of volumes takes a folder's DICOM files together as one series per folder.
         split: of a manifest, this split only.
         root: of a manifest, where its image paths start.
+        modality: without a manifest, what files are that cannot say it themselves: "CT" for CTs as NIfTI.
         on_error: "fail" stops at an unreadable image; "skip" leaves it out and lists it in `<out>.unreadable.csv`.
 
     Returns:
@@ -63,9 +65,12 @@ def embed(
             manifest.
     """
     out, source = Path(out), Path(input)
+    _require_out(out)
     names, paths, modalities, rows = _inputs(source, model, split, root)
+    if rows is not None and modality:
+        raise ConfigError(f"'{source}' is a manifest and says the modality of each image: modality has no meaning for it")
+    modalities = modalities or [modality] * len(paths)
     failures: list[Failure] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar("embed", len(paths), progress) as advance, _writer(out, model, rows is not None) as writer:
         for batch in encode_files([model], paths, modalities, batch_size, workers):
             if batch.failures and on_error == "fail":
@@ -85,6 +90,7 @@ def run_embed(config: EmbedConfig, progress: bool = True) -> Path:
     """`medfm embed`. Returns the file written; see `embed`."""
     from medfm.weights.load import load_model
 
+    _require_out(config.out)
     model = load_model(config.model, pick_device(config.device))
     return embed(
         model,
@@ -92,11 +98,20 @@ def run_embed(config: EmbedConfig, progress: bool = True) -> Path:
         config.out,
         split=config.split,
         root=config.root,
+        modality=config.modality,
         batch_size=config.batch_size,
         workers=config.workers,
         on_error=config.on_error,
         progress=progress,
     )
+
+
+def _require_out(out: Path) -> None:
+    if out.suffix not in _WRITERS:
+        raise ConfigError(f"'{out.name}' does not end in .parquet, .npz or .csv")
+    if out.is_dir():
+        raise ConfigError(f"out '{out}' is a folder; name a file: .parquet, .npz or .csv")
+    require_writable(out.parent, "out")
 
 
 def _inputs(
@@ -121,8 +136,11 @@ def _inputs(
     paths = _find(source, volumes=len(model.preprocess.config.size) == 3)
     if not paths:
         raise DataError(f"no image found in '{source}'")
-    base = source if source.is_dir() and paths != [source] else source.parent
-    return [path.relative_to(base).as_posix() for path in paths], paths, [], None
+    if paths == [source]:
+        # The last "/" of several sequences may be in any of them.
+        folder = Path(split_sequences(source)[0]).parent
+        return [source.relative_to(folder).as_posix()], paths, [], None
+    return [path.relative_to(source).as_posix() for path in paths], paths, [], None
 
 
 def _find(source: Path, volumes: bool) -> list[Path]:
@@ -144,11 +162,8 @@ class _Writer(Protocol):
 
 @contextmanager
 def _writer(out: Path, model: Model, with_rows: bool) -> Iterator[_Writer]:
-    kinds: dict[str, Any] = {".parquet": _Parquet, ".csv": _Csv, ".npz": _Npz}
-    if out.suffix not in kinds:
-        raise ConfigError(f"'{out.name}' does not end in .parquet, .npz or .csv")
     with atomic_write(out) as temporary:
-        writer = kinds[out.suffix](Path(temporary), model, with_rows)
+        writer = _WRITERS[out.suffix](Path(temporary), model, with_rows)
         try:
             yield writer
         finally:
@@ -216,6 +231,9 @@ class _Npz:
         arrays["embedding"] = np.concatenate([vectors for _, _, vectors in self.parts]).astype(np.float32)
         with self.path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+_WRITERS: dict[str, Any] = {".parquet": _Parquet, ".csv": _Csv, ".npz": _Npz}
 
 
 def _list_unreadable(out: Path, failures: list[Failure], names: list[str]) -> None:

@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read: its position among the paths, and why."""
+    """An image that could not be read: its position among the paths, why, and the kind of error.
+
+    The reason names the file, whose path may name a patient: it is for who runs the command, and in no result. The kind may be.
+    """
 
     position: int
     reason: str
+    kind: str = ""
+
+    @classmethod
+    def of(cls, position: int, error: Exception) -> Failure:
+        return cls(position, str(error), (getattr(error, "strerror", None) or type(error).__name__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +74,8 @@ class ImageFiles:
         return (torch.from_numpy(self.preprocess(image)),)
 
 
-class _Items(Dataset[tuple[int, "tuple[Tensor, ...] | str"]]):
-    """An unreadable item becomes its error's text, so that a worker process survives it."""
+class _Items(Dataset[tuple[int, "tuple[Tensor, ...] | Failure"]]):
+    """An unreadable item becomes a Failure, so that a worker process survives it."""
 
     def __init__(self, read: Callable[[int], tuple[Tensor, ...]], positions: Sequence[int]) -> None:
         self.read = read
@@ -76,12 +84,12 @@ class _Items(Dataset[tuple[int, "tuple[Tensor, ...] | str"]]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, number: int) -> tuple[int, tuple[Tensor, ...] | str]:
+    def __getitem__(self, number: int) -> tuple[int, tuple[Tensor, ...] | Failure]:
         position = self.positions[number]
         try:
             return position, self.read(position)
         except (MedfmError, OSError) as error:
-            return position, str(error)
+            return position, Failure.of(position, error)
 
 
 def read_batches(
@@ -100,8 +108,8 @@ def read_batches(
         collate_fn=list,
     )
     for items in loader:
-        good = [(position, tensors) for position, tensors in items if not isinstance(tensors, str)]
-        failures = [Failure(position, reason) for position, reason in items if isinstance(reason, str)]
+        good = [(position, tensors) for position, tensors in items if not isinstance(tensors, Failure)]
+        failures = [failure for _, failure in items if isinstance(failure, Failure)]
         stacked = tuple(torch.stack(parts) for parts in zip(*(tensors for _, tensors in good), strict=True))
         yield ReadBatch([position for position, _ in good], stacked, failures)
 

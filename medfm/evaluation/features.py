@@ -24,6 +24,7 @@ from medfm.errors import DataError, WeightsError
 from medfm.evaluation.encode import Failure, ImageFiles, read_batches, unreadable
 from medfm.evaluation.row_cache import RowCache, row_key
 from medfm.io.files import atomic_write
+from medfm.weights.load import without_weights
 
 if TYPE_CHECKING:
     from medfm.data.manifest import Manifest
@@ -124,7 +125,7 @@ def image_keys(manifest: Manifest, rows: Sequence[int] | NDArray) -> list[Key]:
 def encoder_digest(model: Model) -> str:
     """16 hexadecimal digits over the image encoder's tensors, its configuration and the preprocessing contract."""
     digest = hashlib.sha256(json.dumps([_VERSION, model.preprocess.hash()]).encode())
-    config = model.encoder_config.model_dump(mode="json", exclude={"weights"})
+    config = without_weights(model.encoder_config.model_dump(mode="json"))
     digest.update(json.dumps(config, sort_keys=True).encode())
     for name, tensor in model.network.image_encoder.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()

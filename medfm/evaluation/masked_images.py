@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # How many images are looked at for the names of structures where nothing else says them.
 _LOOK = 16
+# Covered shares below this are rounding of the resampling filter.
+_TOUCHED = 1e-5
 
 
 def full_resolution(preprocess: Preprocess) -> Preprocess:
@@ -75,7 +77,9 @@ class MaskedFiles:
             if name in mask.names:
                 layers[number] = mask.array[mask.names.index(name)]
         stored, covered = with_mask(self.preprocess, image, layers)
-        return torch.from_numpy(stored), torch.from_numpy(np.rint(covered * 255).astype(np.uint8))
+        # A structure of which the grid shows next to nothing is not absent: it is told from one that is not there.
+        shares = np.where(covered > _TOUCHED, np.maximum(np.rint(covered * 255), 1), 0)
+        return torch.from_numpy(stored), torch.from_numpy(shares.astype(np.uint8))
 
 
 def found_structures(
@@ -98,7 +102,7 @@ def found_structures(
             names.update(dict.fromkeys(files.read(position)[1].names))
         except (MedfmError, OSError) as error:
             if on_error == "fail":
-                raise unreadable(Failure(position, str(error)), [path.name for path in files.paths], "data.on_error") from None
+                raise unreadable(Failure.of(position, error), [path.name for path in files.paths], "data.on_error") from None
     if not names:
         raise DataError(f"none of the first {min(_LOOK, len(keys))} masks marks anything; is the mask column the right one?")
     try:
@@ -141,14 +145,16 @@ def masked_images(
     workers: int = 0,
     on_error: str = "fail",
     advance: Callable[[int], None] = lambda n: None,
+    blocks: int = 1,
 ) -> MaskedImages:
-    """Patch tokens (float16) and masks of some rows of a manifest, from `folder` where they are there already.
+    """Patch tokens (float16) of the last `blocks` blocks and masks of some rows of a manifest, from `folder` where they are
+    there already.
 
-    Both stay on disk and are read as they are needed: 1,000 images of 196 patches of 768 numbers take 300 MB.
+    Both stay on disk and are read as they are needed: 1,000 images of 196 patches of 768 numbers take 300 MB a block.
     """
     keys = image_keys(manifest, rows)
     contract = files.preprocess
-    what = row_key(contract.hash(), *files.structures, json.dumps(files.labels, sort_keys=True))
+    what = row_key(contract.hash(), _TOUCHED, *files.structures, json.dumps(files.labels, sort_keys=True))
     shape = (len(files.structures), *contract.config.size)
     masks = Product(
         RowCache(folder / f"masks-{what[0]:016x}", np.uint8, shape), mask_keys(manifest, rows), lambda read: read[1].numpy()
@@ -156,12 +162,12 @@ def masked_images(
 
     def compute(model: Model) -> Callable[[tuple[Tensor, ...]], NDArray]:
         def tokens(read: tuple[Tensor, ...]) -> NDArray:
-            return finite(model.patch_features(read[0], batch_size)[0].numpy().astype(np.float16), model)
+            return finite(model.patch_features(read[0], batch_size, blocks)[0].numpy().astype(np.float16), model)
 
         return tokens
 
     products = [
-        Product(open_cache(folder, model, np.float16, tokens="patches", decode="full"), keys, compute(model))
+        Product(open_cache(folder, model, np.float16, tokens="patches", blocks=blocks, decode="full"), keys, compute(model))
         for model in models
     ]
     names = manifest.frame["image"].to_numpy()[rows].tolist()

@@ -164,16 +164,24 @@ def grey_picture(array: NDArray) -> NDArray[np.float64]:
     return np.clip(values, 0.0, 1.0)
 
 
-def overlay(picture: NDArray, heat: NDArray) -> NDArray[np.float64]:
-    """A similarity map over its image, (H, W, 3) in [0, 1]. Both (H, W); the map is scaled to its own range."""
+def overlay(picture: NDArray, heat: NDArray, low: float | None = None, high: float | None = None) -> NDArray[np.float64]:
+    """A similarity map over its image, (H, W, 3) in [0, 1].
+
+    Args:
+        picture: (H, W), or (H, W, 3) in colour. heat: (H, W); nothing is laid where it is NaN.
+        low, high: what is darkest and brightest; default: the map's own range.
+    """
     import matplotlib as mpl
 
-    span = float(heat.max() - heat.min())
-    scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
+    seen = np.isfinite(heat)
+    if low is None or high is None:
+        low, high = (float(heat[seen].min()), float(heat[seen].max())) if seen.any() else (0.0, 0.0)
+    scaled = np.clip((np.where(seen, heat, low) - low) / (high - low), 0, 1) if high > low else np.zeros(heat.shape)
     colour = np.asarray(mpl.colormaps["inferno"](scaled))[..., :3]
     # The weakest half stays almost clear, so that the anatomy is seen.
     alpha = (0.65 * scaled**1.5)[..., None]
-    return np.asarray((1 - alpha) * picture[..., None] + alpha * colour, dtype=np.float64)
+    ground = picture if picture.ndim == 3 else picture[..., None]
+    return np.asarray((1 - alpha) * ground + alpha * colour, dtype=np.float64)
 
 
 def structure_colour(number: int) -> str:
@@ -195,14 +203,30 @@ def mask_overlay(picture: NDArray, masks: NDArray, side: int = 256) -> NDArray[n
     big = np.kron(picture, np.ones((times, times)))
     out = np.repeat(big[..., None], 3, axis=2)
     for number, mask in enumerate(masks):
-        area = np.kron(mask, np.ones((times, times), bool)).astype(bool)
-        inner = area.copy()
-        for axis in (0, 1):
-            for step in (1, -1):
-                inner &= np.roll(area, step, axis)
+        area, inner = _enlarged(mask, times)
         colour = np.array(to_rgb(structure_colour(number)))
         out[area] = 0.7 * out[area] + 0.3 * colour
         out[area & ~inner] = colour
+    return out
+
+
+def _enlarged(mask: NDArray, times: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """A mask (H, W) `times` as large, and its inside without the outermost pixels."""
+    area = np.kron(mask, np.ones((times, times), bool)).astype(bool)
+    inner = area.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(area, step, axis)
+    return area, inner
+
+
+def mask_outline(picture: NDArray, mask: NDArray, times: int, colour: str = "#4de3ff") -> NDArray[np.float64]:
+    """A picture (H * times, W * times, 3) with the outline of a mask (H, W)."""
+    from matplotlib.colors import to_rgb
+
+    area, inner = _enlarged(mask, times)
+    out = picture.copy()
+    out[area & ~inner] = to_rgb(colour)
     return out
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medfm.evaluation.encode import pick_device, progress_bar
 from medfm.evaluation.probe_fit import Fit, Linear, Method, Neighbours, draw_patients, fit, mean_auroc
 from medfm.evaluation.probe_table import ProbeTable, probe_manifest
-from medfm.evaluation.scoring import Scored, Settings, score
+from medfm.evaluation.scoring import Scored, Settings, few_patients, score
 from medfm.evaluation.statistics import Floats
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _run(task: str, config: ClassificationProbeConfig, method: Method, progress:
     from medfm.evaluation.card import write_probe
     from medfm.weights.load import load_model
 
+    provenance.require_folder(config, task)
     device = pick_device(config.device)
     model = load_model(config.model, device)
     others = {"random": model.random_like(config.seed)} if config.random_baseline else {}
@@ -97,7 +98,6 @@ def _run(task: str, config: ClassificationProbeConfig, method: Method, progress:
         for name in others:
             entry[name]["chosen"] = fits[name].chosen[column]
     result["left_out"] = table.left_out + result["left_out"]
-    names = table.manifest.frame["image"].to_numpy()[table.asked].tolist()
     content = {
         **result,
         "method": {"strength": method.strength, "candidates": list(method.candidates)},
@@ -106,7 +106,7 @@ def _run(task: str, config: ClassificationProbeConfig, method: Method, progress:
         "train_images": len(table.at["train"]),
         "train_patients": len(np.unique(table.patients[table.at["train"]])),
         "val_images": len(table.at["val"]),
-        "unreadable": provenance.failure_facts(failures, names),
+        "unreadable": provenance.failure_facts(failures, manifest.frame.index.to_numpy()[table.asked]),
         "features": {
             "size": int(features["model"].shape[1]),
             "pool": config.pool or str(model.network.image_encoder.pool),
@@ -115,7 +115,7 @@ def _run(task: str, config: ClassificationProbeConfig, method: Method, progress:
         "label_efficiency": _label_efficiency(config, method, table, features, fits, result["mean"]["findings"], progress),
     }
     result = provenance.envelope(task, config, model, manifest, report, device, **content)
-    result["caveats"] += _few(result["findings"])
+    result["caveats"] += _few(result["findings"]) + few_patients(result["patients"], result["findings"])
     if config.against is not None:
         result["against"] = provenance.model_facts(config.against, others["against"])
     numbers = manifest.frame.index.to_numpy()

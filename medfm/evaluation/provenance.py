@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from medfm.io.files import require_writable
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from medfm.data.check import CheckReport
     from medfm.data.manifest import Manifest
     from medfm.evaluation.encode import Failure
@@ -26,6 +30,11 @@ _PACKAGES = ("medfm", "torch", "numpy", "pandas", "timm", "transformers", "pydic
 def result_folder(source: Path, out: Path | None, task: str) -> Path:
     """Where results go: `out`, or a folder named after the task beside the weight file."""
     return out if out is not None else (source if source.is_dir() else source.parent) / task
+
+
+def require_folder(config: Any, task: str) -> None:
+    """Before any work: the folder of the result can be written. Raises ConfigError where it cannot."""
+    require_writable(result_folder(config.model, config.out, task), "out")
 
 
 def file_hash(path: Path) -> str:
@@ -79,6 +88,7 @@ def _architecture(encoder: dict[str, Any]) -> str:
     words = [" ".join(str(encoder[key]) for key in ("name", "model") if key in encoder)]
     words += [size("img_size")] if "img_size" in encoder else []
     words += [f"patch {size('patch_size')}"] if "patch_size" in encoder else []
+    words += [f"slices by {_architecture(encoder['encoder'])}"] if isinstance(encoder.get("encoder"), dict) else []
     words += [f"{word} {encoder[key]}" for word, key in (("width", "embed_dim"), ("depth", "depth")) if key in encoder]
     return ", ".join(words)
 
@@ -110,7 +120,7 @@ def data_facts(path: Path, manifest: Manifest) -> dict[str, Any]:
 
     meta = manifest.meta
     return {
-        "manifest": str(path),
+        "manifest": path.name,
         "hash": manifest_hash(manifest),
         "card": str(meta.get("card") or ""),
         "licence": str(meta.get("licence") or ""),
@@ -118,9 +128,21 @@ def data_facts(path: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def failure_facts(failures: Sequence[Failure], names: Sequence[str]) -> dict[str, Any]:
-    """How many images could not be read, and the first of them."""
-    return {"count": len(failures), "first": [{"image": names[f.position], "reason": f.reason} for f in failures[:5]]}
+def failure_facts(failures: Sequence[Failure], rows: Sequence[int] | NDArray) -> dict[str, Any]:
+    """How many images could not be read, and the first of them: row of the manifest and kind of error. No path: it may name a
+    patient.
+
+    Args:
+        rows: of each of the asked images its row number of the manifest.
+    """
+    return {"count": len(failures), "first": [{"row": int(rows[f.position]), "kind": f.kind} for f in failures[:5]]}
+
+
+def _public(config: Any) -> Any:
+    """The configuration of an evaluation as a result may tell it: of the data the manifest's file name alone, since the folders
+    above it may name a patient. What it was is told by its hash."""
+    data = {"manifest": Path(config.data.manifest.name)} | ({"root": Path("...")} if config.data.root is not None else {})
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
 def envelope(
@@ -140,17 +162,18 @@ def envelope(
         report: of the manifest's check.
     """
     model_, data = model_facts(config.model, model), data_facts(config.data.manifest, manifest)
+    told = _public(config)
     data["rows_removed"], data["problems"] = len(report.bad_rows), report.counts
     data |= {name: value for name, value in config.data.model_dump().items() if name.endswith("split")}
     return {
         "task": task,
         "created": now(),
-        "command": command(f"evaluate {task}", config),
+        "command": command(f"evaluate {task}", told),
         "caveats": caveats(model_, data),
         **content,
         "model": model_,
         "data": data,
-        "settings": config.model_dump(mode="json"),
+        "settings": told.model_dump(mode="json"),
         "device": device,
         "versions": versions(),
         "folder": str(result_folder(config.model, config.out, task)),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medfm.errors import DataError
 from medfm.evaluation.encode import encode_all, pick_device, progress_bar
-from medfm.evaluation.scoring import patient_codes
+from medfm.evaluation.scoring import few_patients, patient_codes
 from medfm.evaluation.statistics import Floats, PatientResamples, bootstrap, weighted_mean, weighted_median
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
     from medfm.text.report import select_text, text_key
     from medfm.weights.load import load_model
 
+    provenance.require_folder(config, "retrieval")
     manifest, report = checked(
         read_manifest(config.data.manifest, config.data.root), config.data, splits=(config.data.split,), progress=progress
     )
@@ -128,7 +129,7 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
     texts = [select_text(str(report), config.report, None).strip() for report in frame["report"].fillna("")]
     filled = np.array([bool(text) for text in texts])
     frame, texts = frame[filled], [text for text in texts if text]
-    names = frame["image"].astype(str).tolist()
+    names, numbers = frame["image"].astype(str).tolist(), frame.index.to_numpy()
     if len({text_key(text) for text in texts}) < 2:
         raise DataError(f"split '{config.data.split}' has {len(texts)} reports, fewer than two distinct: nothing to retrieve")
     device = pick_device(config.device)
@@ -185,8 +186,9 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
         patients=len(np.unique(patients)),
         texts=len(pool),
         images_without_text=int((~filled).sum()),
-        unreadable=provenance.failure_facts(failures, names),
+        unreadable=provenance.failure_facts(failures, numbers),
     )
+    result["caveats"] += few_patients(result["patients"])
     _write(result, directions, ranks)
     return result
 

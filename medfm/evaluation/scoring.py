@@ -33,6 +33,9 @@ Uncertain = Literal["ignore", "negative", "positive"]
 # A finding with fewer positives or negatives than this is shown but does not enter the mean: its AUROC is mostly noise.
 MIN_FOR_MEAN = 5
 LABEL = "label:"
+# Below these a bootstrap over patients draws from too few different ones: its intervals are too narrow, or mean nothing.
+FEW_PATIENTS, FEW_OF_A_CLASS = 20, 5
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,23 @@ def _numbers(frame: pd.DataFrame, label: str) -> Floats:
     return np.array(values, dtype=np.float64)
 
 
+def few_patients(patients: int, findings: Sequence[dict[str, Any]] = ()) -> list[str]:
+    """One sentence where the scored patients are too few for intervals to be relied on, else none.
+
+    Args:
+        patients: in the scored split.
+        findings: entries of `score`.
+    """
+    said = [f"{patients} patients in all"] if patients < FEW_PATIENTS else []
+    few = []
+    for entry in findings:
+        for count, word in ((entry["positive_patients"], "with"), (entry["negative_patients"], "without")):
+            if count < FEW_OF_A_CLASS:
+                few.append(f"{count} {word} {entry['name']}")
+    said += few[:_NAMED] + ([f"and {len(few) - _NAMED} more findings or classes as rare"] if len(few) > _NAMED else [])
+    return [f"Few patients are scored ({'; '.join(said)}): the intervals are unreliable."] if said else []
+
+
 def available(frame: pd.DataFrame, prompts: PromptSet, explicit: bool = False) -> tuple[PromptSet, list[dict[str, str]]]:
     """The findings that the manifest has label columns for, and the others with the reason.
 
@@ -207,6 +227,8 @@ def score(
             "patients": len(np.unique(patients[rows])),
             "positives": positives,
             "negatives": negatives,
+            "positive_patients": len(np.unique(patients[rows[target == 1]])),
+            "negative_patients": len(np.unique(patients[rows[target == 0]])),
             "prevalence": positives / len(rows),
             "in_mean": min(positives, negatives) >= MIN_FOR_MEAN,
             **ranks,

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from medfm.evaluation import plots
-from medfm.evaluation.card import write_html, write_json
+from medfm.evaluation.card import prediction_columns, write_html, write_json
+from medfm.evaluation.montage import upright
 from medfm.io.files import atomic_write
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def write_segmentation(folder: Path, result: dict[str, Any], done: Segmented) ->
     import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame(done.dice, columns=list(done.structures))
+    frame = pd.DataFrame(done.dice, columns=prediction_columns(done.structures))
     frame.insert(0, "row", done.rows)
     frame.insert(1, "split", result["data"]["split"])
     with atomic_write(folder / "predictions.parquet") as temporary:
@@ -55,7 +56,7 @@ def _example(done: Segmented, place: int) -> dict[str, Any]:
     if shown.ndim == 3:
         best = int(truth.any(axis=0).sum(axis=(1, 2)).argmax())
         shown, truth, called = shown[best], truth[:, best], called[:, best]
-        turn = _upright(done.model.preprocess.config.orientation)
+        turn = upright(done.model.preprocess.config.orientation)
         shown, truth, called = shown[turn], truth[:, *turn], called[:, *turn]
     shown = np.clip(shown, 0, 1)
     return {
@@ -64,10 +65,3 @@ def _example(done: Segmented, place: int) -> dict[str, Any]:
         "truth": plots.jpeg_uri(plots.mask_overlay(shown, truth)),
         "called": plots.jpeg_uri(plots.mask_overlay(shown, called)),
     }
-
-
-def _upright(orientation: str) -> tuple[slice, slice]:
-    """Rows and columns of a slice so that it looks as a radiologist sees it: front up, the patient's right on the left; of a
-    volume in another order of axes, head up."""
-    flips = [slice(None, None, -1) if letter in "RAS" else slice(None) for letter in orientation]
-    return flips[1], flips[0]

@@ -204,6 +204,16 @@ def dice_scores(
     return np.concatenate(dice), np.concatenate(marked)
 
 
+def too_small(images: Patches, batch_size: int = 16) -> NDArray[np.bool_]:
+    """(N, S): the image holds the structure, but it covers half of no pixel of the grid, so that no Dice can be taken."""
+    found = []
+    for start in range(0, images.count, batch_size):
+        masks = images.masks(list(range(start, min(images.count, start + batch_size))))
+        largest = masks.reshape(*masks.shape[:2], -1).max(axis=2)
+        found.append((largest > 0) & (largest < _HALF))
+    return np.concatenate(found)
+
+
 @dataclass(frozen=True, eq=False)
 class MaskFit:
     """Attributes:

@@ -14,8 +14,8 @@ from medfm.errors import DataError
 from medfm.evaluation.encode import pick_device, progress_bar
 from medfm.evaluation.masked_images import MaskedFiles, found_structures, full_resolution, mask_keys, masked_images, part
 from medfm.evaluation.probe_table import features_folder, probe_manifest
-from medfm.evaluation.scoring import patient_codes
-from medfm.evaluation.segmentation_fit import MaskFit, Patches, choose_probe, dice_scores, fit_masks
+from medfm.evaluation.scoring import few_patients, patient_codes
+from medfm.evaluation.segmentation_fit import MaskFit, Patches, choose_probe, dice_scores, fit_masks, too_small
 from medfm.evaluation.statistics import Floats, PatientResamples, interval, weighted_mean
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def run_segmentation_probe(config: SegmentationProbeConfig, progress: bool = Tru
     from medfm.evaluation.segmentation_card import write_segmentation
     from medfm.weights.load import load_model
 
+    provenance.require_folder(config, "segmentation_probe")
     device = pick_device(config.device)
     model = load_model(config.model, device)
     models = {"model": model} | ({"random": model.random_like(config.seed)} if config.random_baseline else {})
@@ -72,11 +73,19 @@ def run_segmentation_probe(config: SegmentationProbeConfig, progress: bool = Tru
     asked, splits = _with_masks(manifest, config)
     folder = features_folder(config.model, config.features)
     files = _files(manifest, asked, splits, model, config, folder)
-    names = manifest.frame["image"].to_numpy()[asked].tolist()
     data = config.data
     with progress_bar("patch features", len(asked), progress) as advance:
         made = masked_images(
-            list(models.values()), manifest, asked, files, folder, data.batch_size, data.workers, data.on_error, advance
+            list(models.values()),
+            manifest,
+            asked,
+            files,
+            folder,
+            data.batch_size,
+            data.workers,
+            data.on_error,
+            advance,
+            config.blocks,
         )
     rows, splits = asked[made.positions], splits[made.positions]
     patients = patient_codes(manifest.frame)[rows]
@@ -92,7 +101,8 @@ def run_segmentation_probe(config: SegmentationProbeConfig, progress: bool = Tru
             fits[name] = choose_probe(probes, part(patches, at["val"]), few)
             scores = dice_scores(fits[name].probe, part(patches, at["test"]), fits[name].thresholds[:, None], few)
             dice[name], marked[name] = scores[0][:, :, 0], scores[1][:, :, 0]
-    entries, mean, left_out = _score(structures, dice, marked, fits, patients[at["test"]], config)
+    lost = too_small(part(made.patches[0], at["test"]), few)
+    entries, mean, left_out = _score(structures, dice, marked, lost, fits, patients[at["test"]], config)
     result = provenance.envelope(
         "segmentation_probe",
         config,
@@ -109,9 +119,10 @@ def run_segmentation_probe(config: SegmentationProbeConfig, progress: bool = Tru
         train_images=len(at["train"]),
         train_patients=len(np.unique(patients[at["train"]])),
         val_images=len(at["val"]),
-        unreadable=provenance.failure_facts(made.failures, names),
+        unreadable=provenance.failure_facts(made.failures, manifest.frame.index.to_numpy()[asked]),
         grid={"patches": list(made.patches[0].grid), "image": list(made.patches[0].size)},
     )
+    result["caveats"] += few_patients(result["patients"])
     write_segmentation(
         Path(result["folder"]),
         result,
@@ -207,12 +218,13 @@ def _score(
     structures: tuple[str, ...],
     dice: dict[str, Floats],
     marked: dict[str, NDArray[np.int64]],
+    lost: NDArray[np.bool_],
     fits: dict[str, MaskFit],
     patients: NDArray[np.int64],
     config: SegmentationProbeConfig,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, str]]]:
     """Of every structure its mean Dice with interval, random weights beside it and the difference; their mean; what was left
-    out."""
+    out: structures, and images of others, too small for the grid (`lost`)."""
     resamples = PatientResamples(patients, config.bootstrap, config.seed)
     entries, left_out = [], []
     samples: dict[str, list[Floats]] = {"model": [], "random": [], "difference": []}
@@ -225,10 +237,15 @@ def _score(
     for number, name in enumerate(structures):
         values = dice["model"][:, number]
         rows = np.flatnonzero(~np.isnan(values))
+        if small := int(lost[:, number].sum()):
+            images = f"{small} of its {small + len(rows)} images" if len(rows) else f"all of its {small} images"
+            reason = f"{images}: too small, it covers half of no pixel of the network's grid"
+            left_out.append({"name": name, "reason": reason})
         if not len(rows):
-            left_out.append({"name": name, "reason": "no image of the scored split holds it"})
+            if not small:
+                left_out.append({"name": name, "reason": "no image of the scored split holds it"})
             continue
-        absent = np.flatnonzero(np.isnan(values))
+        absent = np.flatnonzero(np.isnan(values) & ~lost[:, number])
         entry: dict[str, Any] = {
             "name": name,
             "images": len(rows),
@@ -246,7 +263,8 @@ def _score(
             }
         entries.append(entry)
     if not entries:
-        raise DataError(f"no image of split '{config.data.split}' holds any of: {', '.join(structures)}")
+        reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in left_out)
+        raise DataError(f"no structure can be scored on split '{config.data.split}' ({reasons})")
 
     def average(key: str, values: list[float]) -> dict[str, Any]:
         return interval(float(np.mean(values)), np.mean(samples[key], axis=0), config.confidence).to_dict()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medfm.evaluation.card import estimate, number
+from medfm.evaluation.card import estimate, number, unreadable_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,17 +54,21 @@ def probe_table(result: dict[str, Any]) -> RenderableType:
     return _findings_table(titles[result["task"]], result, columns, notes)
 
 
-def _findings_table(title: str, result: dict[str, Any], columns: Columns, notes: Sequence[str] = ()) -> RenderableType:
-    """A row a finding, their mean last; `columns`: heading -> cell of a finding's entry or of the mean."""
+def _findings_table(
+    title: str, result: dict[str, Any], columns: Columns, notes: Sequence[str] = (), images: bool = False
+) -> RenderableType:
+    """A row a finding, their mean last; `columns`: heading -> cell of a finding's entry or of the mean. `images`: all images
+    hold the finding."""
     from rich.table import Table
 
     mean = result["mean"]
     table = _table(title, result, Table)
-    for column in ("positive", *columns):
+    for column in ("images" if images else "positive", *columns):
         table.add_column(column, justify="right", no_wrap=True)
     for entry in result["findings"]:
         name = entry["name"] + ("" if entry["in_mean"] else " *")
-        cells = [name, f"{entry['positives']:,}/{entry['images']:,}", *(cell(entry) for cell in columns.values())]
+        count = f"{entry['images']:,}" if images else f"{entry['positives']:,}/{entry['images']:,}"
+        cells = [name, count, *(cell(entry) for cell in columns.values())]
         table.add_row(*cells)
     if mean["findings"]:
         table.add_section()
@@ -92,8 +96,42 @@ def segmentation_table(result: dict[str, Any]) -> RenderableType:
         table.add_row(entry["name"], f"{entry['images']:,}", *cells(entry))
     table.add_section()
     table.add_row(f"mean of {len(result['structures'])}", "", *cells(result["mean"]), style="bold")
-    notes = [f"not scored: {item['name']} ({item['reason']})" for item in result["left_out"]]
+    notes = [f"left out: {item['name']} ({item['reason']})" for item in result["left_out"]]
     return _group(table, notes, result)
+
+
+def grounding_table(result: dict[str, Any]) -> RenderableType:
+    """Pointing game and Dice of each finding, with random weights and chance beside them."""
+    columns: Columns = {"pointing": lambda entry: estimate(entry["pointing"])}
+    random = result["settings"]["random_baseline"]
+    if random:
+        columns["random"] = lambda entry: _value(entry["random"]["pointing"]) if "random" in entry else "–"
+    columns["chance"] = lambda entry: number(entry["chance"])
+    columns["ceiling"] = lambda entry: number(entry["ceiling"])
+    columns["Dice"] = lambda entry: _value(entry["dice"])
+    if random:
+        columns["random "] = lambda entry: _value(entry["random"]["dice"]) if "random" in entry else "–"
+    note = (
+        f"pointing game with a tolerance of {result['settings']['tolerance']:g} mm; ceiling: images in which the middle of "
+        "some patch lies in the mask"
+    )
+    return _findings_table("grounding", result, columns, [note], images=True)
+
+
+def compositional_table(result: dict[str, Any]) -> RenderableType:
+    """Accuracy of each kind of changed text, beside random weights and what the texts alone give."""
+    from rich.table import Table
+
+    table = _table("compositional", result, Table)
+    random = result["settings"]["random_baseline"]
+    for column in ("pairs", "accuracy", *(["random"] if random else []), "text alone"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for entry in result["scores"]:
+        beside = [_value(entry["random"]["accuracy"])] if random else []
+        name = f"{entry['kind']}, {entry['level']}"
+        table.add_row(name, f"{entry['pairs']:,}", estimate(entry["accuracy"]), *beside, _value(entry["text_alone"]))
+    notes = [f"not scored: {item['name']} ({item['reason']})" for item in result["left_out"]]
+    return _group(table, ["chance 0.5; ties count half", *notes], result)
 
 
 def signed(value: dict[str, Any] | None) -> str:
@@ -144,7 +182,7 @@ def _group(table: Any, notes: list[str], result: dict[str, Any]) -> RenderableTy
     from rich.text import Text
 
     if result["unreadable"]["count"]:
-        notes.append(f"{result['unreadable']['count']:,} images could not be read and were left out")
+        notes.append(unreadable_words(result["unreadable"]))
     lines = [Text(note, style="dim") for note in notes]
     lines += [Text(said, style="yellow") for said in result["caveats"]]
     lines.append(Text(f"evaluation card: {Path(result['folder']) / 'card.html'}"))

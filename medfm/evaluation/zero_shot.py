@@ -20,7 +20,7 @@ from torch import Tensor
 from medfm.errors import DataError
 from medfm.evaluation.encode import encode_all, pick_device, progress_bar
 from medfm.evaluation.provenance import failure_facts
-from medfm.evaluation.scoring import Scored, Settings, available, labelled_rows, patient_codes, score
+from medfm.evaluation.scoring import Scored, Settings, available, few_patients, labelled_rows, patient_codes, score
 from medfm.evaluation.statistics import Floats
 from medfm.text.prompts import PromptSet, load_prompts, parse_prompts
 
@@ -112,13 +112,14 @@ class ZeroShotClassifier:
         return pd.DataFrame(values, columns=self.findings, index=None if names is None else pd.Index(names, name="image"))
 
     def similarity_map(self, image: str | Path | Image, finding: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where an image looks like a finding's prompts.
+        """Where an image looks like a finding's prompts, on the network's grid; `medfm.heat_map` gives it on the image's own.
 
         Returns:
-            The preprocessed image (H, W) in [0, 1], of a volume the slice where the map peaks, and the map (H, W): every
-            patch's cosine with the positive prompts, less that with the negative ones, interpolated to the image. It shows what
-            drives the score; it is no segmentation.
+            The preprocessed image in [0, 1] and the map, both (H, W), of a volume (D, H, W): every patch's cosine with the
+            positive prompts, less that with the negative ones, interpolated to the image. It shows what drives the score; it is
+            no segmentation.
         """
+        from medfm.evaluation.montage import grey_volume
         from medfm.evaluation.plots import grey_picture
 
         # Asking by an unknown name gives the prompt set's own error.
@@ -128,10 +129,7 @@ class ZeroShotClassifier:
         stored = torch.from_numpy(preprocess(preprocess.load(image) if isinstance(image, str | Path) else image))[None]
         heat = patch_similarity(self.model, stored, direction)[0]
         shown = preprocess.to_unit(stored)[0].numpy()
-        if heat.ndim == 3:
-            best = int(heat.amax(dim=(1, 2)).argmax())
-            shown, heat = shown[:, best], heat[best]
-        return grey_picture(shown), heat.double().numpy()
+        return (grey_volume if heat.ndim == 3 else grey_picture)(shown), heat.double().numpy()
 
     def score(
         self,
@@ -250,7 +248,7 @@ def evaluate(
     result["images"] = int(test.sum())
     result["patients"] = len(np.unique(patient_codes(frame.iloc[rows[test]])))
     result["val_images"] = int(val.sum())
-    result["unreadable"] = failure_facts(failures, names)
+    result["unreadable"] = failure_facts(failures, frame.index.to_numpy()[wanted])
     return Evaluation(
         result,
         scored,
@@ -297,6 +295,7 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
     from medfm.evaluation.card import write_zero_shot
     from medfm.weights.load import load_model
 
+    provenance.require_folder(config, "zero_shot")
     prompts = load_prompts(config.prompts).using(config.method).select(config.findings)
     manifest, report = checked(
         read_manifest(config.data.manifest, config.data.root),
@@ -331,6 +330,7 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
         **done.result,
         prompts={"name": prompts.name, "hash": prompts.hash(), "method": prompts.method, "source": prompts.source},
     )
+    result["caveats"] += few_patients(result["patients"], result["findings"])
     write_zero_shot(Path(result["folder"]), result, done, classifier, manifest, config.pictures)
     return result
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from medfm.errors import ConfigError
 
 
 @contextmanager
@@ -31,6 +34,29 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Find out, before hours of work, whether files can be written into a folder, which need not be there yet. Leaves nothing.
+
+    Raises:
+        ConfigError: they cannot; `key` is the knob that chooses another place.
+    """
+    made: list[Path] = []
+    try:
+        for place in (*reversed(folder.parents), folder):
+            if not place.exists():
+                place.mkdir()
+                made.append(place)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{key} '{folder}' cannot be written: {why}; choose another place with {key}=...") from None
+    finally:
+        for place in reversed(made):
+            with suppress(OSError):
+                place.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medfm.errors import DataError
+from medfm.io.reference import split_reference
 from medfm.types import Image
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ def split_sequences(path: str | Path) -> list[str]:
     first, *others = text.split(BETWEEN)
     folder = os.path.dirname(first)
     return [first, *(os.path.normpath(os.path.join(folder, other)) for other in others)]
+
+
+def missing_part(path: str | Path) -> str:
+    """Says which file or folder that a reference names is not there, or what is wrong with its selectors; "" where all are."""
+    parts = split_sequences(path)
+    for part in parts:
+        try:
+            base, _ = split_reference(part)
+        except DataError as error:
+            return str(error)
+        if not base.exists():
+            rule = f"; of parts with '{BETWEEN}' between, all but the first start from the folder of the first"
+            return f"'{base}' does not exist{rule if len(parts) > 1 else ''}"
+    return ""
 
 
 def join_sequences(paths: Sequence[str]) -> str:

@@ -250,6 +250,26 @@ def says_hounsfield(kind: str) -> bool:
     return kind in ("", "HU", "US") or re.fullmatch(r"HOU?ND?S?FIELD( UNITS?)?", kind) is not None
 
 
+def implausible_distribution(sample: np.ndarray) -> str:
+    """Why a sample of a CT's values looks as if the rescale intercept had been applied twice, or not at all; "" where not.
+
+    Twice: air lies near -2000 and soft tissue near -1000, where air should be. Not at all: soft tissue lies near 1000, where
+    only the densest bone is, and nothing is as thin as air, padding below -1900 aside.
+    """
+    values = np.asarray(sample).reshape(-1)
+    if values.size < 100:
+        return ""
+
+    def share(low: float, high: float) -> float:
+        return float(((values > low) & (values < high)).mean())
+
+    if share(-np.inf, -1500) > 0.1 and share(-1350, -700) > 0.1 and share(-300, 300) < 0.02:
+        return "values lie near -2000 and near -1000 and hardly any about 0: the rescale intercept was applied twice"
+    if share(800, 1300) > 0.25 and share(-1900, -200) < 0.001:
+        return "values lie near 1000 and none are those of air: they look like stored values without their rescale"
+    return ""
+
+
 def implausible_hounsfield(low: float, high: float) -> str:
     """Why values between `low` and `high` cannot be Hounsfield units; "" where they can.
 
@@ -257,6 +277,8 @@ def implausible_hounsfield(low: float, high: float) -> str:
     """
     if low >= 0 and low < high <= 1:
         return f"values from {low:g} to {high:g} look already scaled to [0, 1]"
+    if low < 0 and high - low <= 10:
+        return f"values from {low:g} to {high:g} look already scaled, for example to [-1, 1]"
     if low < -5000 or high > 70_000:
         return f"values from {low:g} to {high:g} look rescaled twice or not HU"
     if low >= 0 and high > 1500:

@@ -32,10 +32,6 @@ class Draws:
         """(rows, *shape) float32, uniform in [0, 1)."""
         return self._own(torch.rand(self.world * rows, *shape, generator=self.generator, device=self.device), rows)
 
-    def uniform(self, rows: int, low: float, high: float) -> Tensor:
-        """(rows,) float32, uniform in [low, high)."""
-        return low + (high - low) * self.rand(rows)
-
     def randint(self, high: int, rows: int, *shape: int) -> Tensor:
         """(rows, *shape) int64 in [0, high)."""
         shape = (self.world * rows, *shape)
@@ -49,7 +45,3 @@ class Draws:
         for row, seed in zip(made, seeds, strict=True):
             row.normal_(generator=generator.manual_seed(seed))
         return made
-
-    def shared(self) -> float:
-        """One number in [0, 1) that all devices draw alike."""
-        return float(torch.rand((), generator=self.generator, device=self.device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medfm.errors import DataError
-from medfm.io.values import implausible_hounsfield
+from medfm.io.values import implausible_distribution, implausible_hounsfield
 from medfm.transforms.config import Pair, PreprocessConfig
 from medfm.transforms.window import apply_window, display_range, percentile_range, to_range
 from medfm.types import Image, Window
@@ -99,14 +99,14 @@ def check_units(image: Image, config: PreprocessConfig) -> None:
         raise DataError(
             f"'{image.source}' holds {image.intensity_units} values, not Hounsfield units, which preprocess.window=hu needs"
             + (f" ({reason})" if reason else "")
-            + ("; state modality CT in the manifest if it is CT" if image.modality == "OT" else "")
+            + ("; state modality CT in the manifest, or modality=CT, if it is CT" if image.modality == "OT" else "")
         )
     if config.keeps_hounsfield and image.photometric == "MONOCHROME1":
         raise DataError(f"'{image.source}' is a CT in MONOCHROME1, which preprocess.dtype=int16 cannot keep; use uint8")
     # A coarse sample finds a wrong scale as well as all voxels would.
     sample = image.array[tuple(slice(None, None, max(1, n // 64)) for n in image.shape)]
     low, high = float(sample.min()), float(sample.max())
-    problem = implausible_hounsfield(low, high) if high > low else ""
+    problem = (implausible_hounsfield(low, high) or implausible_distribution(sample)) if high > low else ""
     if problem:
         raise DataError(
             f"'{image.source}' is marked as Hounsfield units, but its {problem}; give the CT as the scanner wrote it"

@@ -160,6 +160,11 @@ class Preprocess:
             raise DataError(
                 f"'{image.source}' is a single image; preprocess.size {list(config.size)} is for volumes: give two numbers"
             )
+        if len(config.size) == 3 and image.intensity_units == "HU" and not image.oriented:
+            raise DataError(
+                f"'{image.source}' does not say how it lies (no sform or qform), so that left and right, or head and feet, "
+                "may be exchanged; convert it from its DICOM series again, or write the orientation into its header"
+            )
         if config.spacing is not None and not image.spaced:
             raise DataError(
                 f"'{image.source}' gives no pixel spacing, which preprocess.spacing needs; set preprocess.spacing=null"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -68,18 +69,12 @@ def resample_to_spacing(
         DataError: a spacing is not above 0, or the result would have over 2^31 numbers.
     """
     affine = np.asarray(affine, np.float64)
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(edges).all() and edges.min() > 0 and np.isfinite(spacing).all() and min(spacing) > 0):
-        raise DataError(f"an image of spacing {_words(edges)} mm cannot be resampled to {_words(spacing)} mm")
-    steps = np.asarray(spacing, np.float64) / edges  # in old voxels
-    steps = np.where(np.abs(steps - 1) < _SAME, 1.0, steps)
+    first, steps, new = spaced_grid(array.shape[:3], affine, spacing)
+    old = array.shape[:3]
     if (steps == 1).all():
         return array, affine
-    old = np.array(array.shape[:3])
-    new = np.maximum(1, np.floor(old / steps + 0.5))
     if float(new.prod()) * math.prod(array.shape[3:]) > 2**31:
         raise DataError(f"an image would have {_words(new)} voxels at a spacing of {_words(spacing)} mm; is its own right?")
-    first = (old - 1) / 2 - (new - 1) / 2 * steps
     moved = affine.copy()
     moved[:3, :3] *= steps
     moved[:3, 3] = affine[:3, :3] @ first + affine[:3, 3]
@@ -97,6 +92,27 @@ def resample_to_spacing(
         _separable(channel.transpose(), filters[::-1], target)
     out = out.transpose(3, 2, 1, 0)
     return (out if array.ndim == 4 else out[..., 0]), moved
+
+
+def spaced_grid(
+    shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The grid of `resample_to_spacing`: along each axis voxel n of it lies at `first + n * step` of the old one.
+
+    Returns:
+        (first (3,), step (3,), number of voxels (3,)); 0, 1 and `shape` where the spacing is there already.
+
+    Raises:
+        DataError: a spacing is not above 0.
+    """
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(edges).all() and edges.min() > 0 and np.isfinite(spacing).all() and min(spacing) > 0):
+        raise DataError(f"an image of spacing {_words(edges)} mm cannot be resampled to {_words(spacing)} mm")
+    steps = np.asarray(spacing, np.float64) / edges  # in old voxels
+    steps = np.where(np.abs(steps - 1) < _SAME, 1.0, steps)
+    old = np.array(shape)
+    new = np.maximum(1, np.floor(old / steps + 0.5))
+    return (old - 1) / 2 - (new - 1) / 2 * steps, steps, new
 
 
 def _words(numbers: Any) -> str:

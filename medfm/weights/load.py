@@ -18,7 +18,7 @@ from medfm.encoders.build import build_tokenizer
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
-from medfm.encoders.positions import resample_positions
+from medfm.encoders.positions import resample_positions, stretch_positions
 from medfm.encoders.pretrained import load_strict, shown
 from medfm.errors import ConfigError, WeightsError
 from medfm.registry import ENCODERS, ComponentConfig
@@ -99,14 +99,24 @@ class Configs:
     preprocess: PreprocessConfig
 
 
+def without_weights(encoder: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's configuration, and that of the 2D encoder inside it, without the files that they started from."""
+    kept = {k: v for k, v in encoder.items() if k != "weights"}
+    if isinstance(kept.get("encoder"), dict):
+        kept["encoder"] = without_weights(kept["encoder"])
+    return kept
+
+
 def configs_of(card: dict[str, Any], path: str | Path) -> Configs:
     """Raises WeightsError where this medfm does not know what the file says."""
     # The files that training started from are no longer needed, and may be gone.
     try:
-        encoder = {k: v for k, v in card["encoder"].items() if k != "weights"}
+        dual = card["dual"]
         return Configs(
-            encoder=ENCODERS.parse(encoder),
-            dual=None if card["dual"] is None else DualConfig.model_validate(card["dual"]),
+            encoder=ENCODERS.parse(without_weights(card["encoder"])),
+            dual=None
+            if dual is None
+            else DualConfig.model_validate({**dual, "text_encoder": without_weights(dual["text_encoder"])}),
             preprocess=PreprocessConfig.model_validate(card["preprocess"]),
         )
     except (ValidationError, ValueError, KeyError, ConfigError) as error:
@@ -149,7 +159,7 @@ class LoadReport:
 
 
 def load_tensors_into(network: DualEncoder | ImageModel, source: str | Path, allow: Sequence[str] = ()) -> LoadReport:
-    """Starts `network` from a medfm weight file; image positions are resampled to another size, text positions cut to fewer.
+    """Starts `network` from a medfm weight file; positions are resampled to another size of images or length of texts.
 
     Where only one of the two has a text side (a masked autoencoder's weights for alignment, or the way back), that side and the
     projections start at random or stay unused.
@@ -204,8 +214,7 @@ def _fit_positions(theirs: dict[str, Tensor], network: DualEncoder | ImageModel,
             theirs[key] = resample_positions(theirs[key], old_grid, encoder.grid_size, encoder.pos_prefix)
             changed.append(key)
     key = "text_encoder.positional_embedding"
-    if key in own and key in theirs and own[key].shape[0] < theirs[key].shape[0]:
-        # The first positions mean the same in a shorter context.
-        theirs[key] = theirs[key][: own[key].shape[0]]
+    if key in own and key in theirs and len(own[key]) != len(theirs[key]) and own[key].shape[1:] == theirs[key].shape[1:]:
+        theirs[key] = stretch_positions(theirs[key], len(own[key]))
         changed.append(key)
     return tuple(changed)

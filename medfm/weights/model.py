@@ -15,7 +15,7 @@ from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
-from medfm.encoders.pooling import Pool, block_features
+from medfm.encoders.pooling import Pool, block_features, patch_block_features
 from medfm.errors import DataError, WeightsError
 from medfm.registry import ENCODERS, ComponentConfig
 from medfm.text.tokenizers import Tokenizer
@@ -121,14 +121,23 @@ class Model:
 
     @torch.no_grad()
     def patch_features(
-        self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int = 64
+        self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int = 64, blocks: int = 1
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """The image encoder's patch tokens after its last norm: (N, patches, E) float32, on the CPU, and their grid, (H, W) or
-        (D, H, W), the last axis running fastest."""
-        outputs = [self.network.image_encoder(x) for x in self._batches(images, batch_size)]
+        """The image encoder's patch tokens after its last norm: (N, patches, E * blocks) float32, on the CPU, and their grid,
+        (H, W) or (D, H, W), the last axis running fastest.
+
+        Args:
+            images: as `encode_images` takes them.
+            blocks: of the last `blocks` blocks, side by side; see `medfm.encoders.pooling.patch_block_features`.
+
+        Raises:
+            ConfigError: the encoder does not show that many blocks. DataError: as `encode_images`; there are no images.
+        """
+        encoder = self.network.image_encoder
+        outputs = [patch_block_features(encoder, x, blocks) for x in self._batches(images, batch_size)]
         if not outputs:
             raise DataError("patch_features: no images")
-        return torch.cat([output.patch_tokens.float().cpu() for output in outputs]), tuple(outputs[0].grid_size)
+        return torch.cat([tokens.float().cpu() for tokens, _ in outputs]), outputs[0][1]
 
     def _batches(self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int) -> Iterator[Tensor]:
         """What the network takes, a batch at a time, on the device."""

@@ -80,7 +80,7 @@ def save_model(
             "format": 1 if has_text else 2,
             "medfm_version": version("medfm"),
             "encoder": recipe["encoder"],
-            "dual": _dual_part(recipe["objective"]) if has_text else None,
+            "dual": {**_dual_part(recipe["objective"]), "dense": network.dense} if isinstance(network, DualEncoder) else None,
             "preprocess": recipe["preprocess"],
             "recipe": dict(recipe),
             "hf_config": getattr(getattr(network, "text_encoder", None), "hf_config", None),

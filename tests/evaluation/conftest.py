@@ -193,3 +193,54 @@ def manifest_file(manifest: Any, tmp_path: Path) -> Path:
 
     write_manifest(manifest, tmp_path / "manifest.parquet")
     return tmp_path / "manifest.parquet"
+
+
+class DensityModel:
+    """The interface of `Model`: a patch's vector turns from (1, 0) to (0, 1) as it gets brighter; "bright" asks for (0, 1)."""
+
+    def __init__(self, patch: tuple[int, ...], **preprocess: Any) -> None:
+        from medfm.transforms.config import PreprocessConfig
+        from medfm.transforms.preprocess import Preprocess
+
+        self.preprocess = Preprocess(PreprocessConfig(**preprocess))
+        self.patch, self.device = patch, torch.device("cpu")
+        self.dual = SimpleNamespace(image_tokens=self.image_tokens, encode_image=self.encode_image)
+
+    def image_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        pool = torch.nn.functional.avg_pool3d if x.ndim == 5 else torch.nn.functional.avg_pool2d
+        level = pool(x * 0.25 + 0.5, self.patch)[:, 0]
+        angle = level.flatten(1) * torch.pi / 2
+        return torch.stack([angle.cos(), angle.sin()], -1), tuple(level.shape[1:])
+
+    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.image_tokens(x)[0].mean(1), dim=-1)
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[0.0, 1.0] if "bright" in text else [1.0, 0.0] for text in texts])
+
+
+@pytest.fixture(scope="session")
+def density() -> type[DensityModel]:
+    """A model of pictures or volumes whose patches are as bright as what they show."""
+    return DensityModel
+
+
+@pytest.fixture(scope="session")
+def ct_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a real, untrained dual encoder for CTs of 16 x 20 x 20 voxels of 4 mm."""
+    from medfm.encoders.build import build_dual, build_tokenizer
+    from medfm.encoders.config import DualConfig
+    from medfm.registry import ENCODERS
+    from medfm.weights.save import save_model
+
+    folder, size = tmp_path_factory.mktemp("ct_run"), [16, 20, 20]
+    encoder = {"name": "vit", "img_size": size, "patch_size": [4, 4, 4], "embed_dim": 16, "depth": 1, "num_heads": 2}
+    text = {"name": "clip_text", "embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 24}
+    objective = {"text_encoder": text, "tokenizer": {"name": "clip", "context_length": 24}, "embed_dim": 8}
+    config = DualConfig.model_validate(objective)
+    tokenizer = build_tokenizer(config.tokenizer)
+    torch.manual_seed(0)
+    dual = build_dual(ENCODERS.parse(encoder), config, tokenizer)
+    preprocess = {"size": size, "spacing": [4, 4, 4], "window": "hu", "dtype": "int16", "modalities": ["CT"]}
+    save_model(folder, dual, {"encoder": encoder, "objective": objective, "preprocess": preprocess}, tokenizer, {})
+    return folder

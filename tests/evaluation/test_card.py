@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from medfm.errors import DataError
+from medfm.data.check import CheckReport
+from medfm.data.manifest import write_manifest
+from medfm.errors import ConfigError, DataError
 from medfm.evaluation import retrieval, zero_shot
 from medfm.evaluation.card import estimate, most_confident, whisker
 from medfm.evaluation.config import RetrievalConfig, ZeroShotConfig
@@ -120,8 +122,6 @@ def test_run_zero_shot__pictures_can_be_left_out(
 def test_run_zero_shot__bad_rows_stop_it_or_are_counted(
     tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path, page_of: Any
 ) -> None:
-    from medfm.data.manifest import write_manifest
-
     manifest.frame.loc[4, "image"] = "images/none.png"
     write_manifest(manifest, tmp_path / "m.parquet")
     config = settings(ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompt_file))
@@ -137,9 +137,71 @@ def test_run_zero_shot__bad_rows_stop_it_or_are_counted(
     assert "1 rows of the manifest were left out" in page_of(tmp_path / "out" / "card.html").text
 
 
-def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path: Path, page_of: Any) -> None:
-    from medfm.data.manifest import write_manifest
+@pytest.mark.parametrize("task", ["zero_shot", "retrieval"])
+def test_run__a_result_holds_no_path_of_the_data(
+    task: str, tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path, page_of: Any
+) -> None:
+    """Folders and files are named after patients: none of these names may leave."""
+    folder = tmp_path / "DOE^JANE"
+    for row, name in enumerate(manifest.frame["image"]):
+        source, name = manifest.root / name, f"ROE^RICHARD/{row}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(source.read_bytes() if row not in (3, 7) else source.read_bytes()[:60])
+        manifest.frame.loc[row, "image"] = name
+    write_manifest(manifest, folder / "m.parquet")
+    kind, run, more = (
+        (ZeroShotConfig, zero_shot.run_zero_shot, {"prompts": str(prompt_file), "pictures": False})
+        if task == "zero_shot"
+        else (RetrievalConfig, retrieval.run_retrieval, {})
+    )
+    data = {"on_error": "skip", "root": folder}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "medfm.data.check.checked", lambda manifest, *_, **__: (manifest, CheckReport(48, "quick", "m"))
+        )  # else it drops them
+        result = run(settings(kind, tiny_run, folder / "m.parquet", tmp_path, data=data, **more), progress=False)
+    assert result["unreadable"] == {"count": 2, "first": [{"row": row, "kind": "DataError"} for row in (3, 7)]}
+    assert result["data"]["manifest"] == "m.parquet"
+    assert " data.manifest=m.parquet data.root=... " in result["command"]
+    said = "2 images could not be read and were left out: rows 3, 7 of the manifest (DataError)"
+    assert said in page_of(tmp_path / "out" / "card.html").text
+    console = Console(record=True, width=200)
+    console.print(zero_shot.render(result) if task == "zero_shot" else retrieval.render(result))
+    assert said in console.export_text()
+    for path in (tmp_path / "out").iterdir():
+        assert b"JANE" not in path.read_bytes(), path.name
+        assert b"RICHARD" not in path.read_bytes(), path.name
 
+
+@pytest.mark.parametrize("task", ["zero_shot", "retrieval", "linear_probe", "knn", "segmentation_probe"])
+def test_run__a_folder_that_cannot_be_written_is_told_before_any_work(task: str, tiny_run: Path, tmp_path: Path) -> None:
+    import medfm
+
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    (tmp_path / "m.parquet").write_text("no manifest", encoding="utf-8")  # nobody gets so far as to read it
+    keys = {"model": str(tiny_run), "data.manifest": str(tmp_path / "m.parquet"), "out": str(tmp_path / "file" / "out")}
+    with pytest.raises(
+        ConfigError, match=r"out '.*file/out' cannot be written: Not a directory; choose another place with out="
+    ):
+        medfm.evaluate(task, keys)
+
+
+def test_run_zero_shot__few_patients_are_said(tiny_run: Path, manifest: Any, prompt_file: Path, tmp_path: Path) -> None:
+    test = manifest.frame["split"] == "test"
+    manifest.frame.loc[test, "label:bright"] = [1.0] * 8 + [0.0] * 24
+    manifest.frame.loc[test, "patient_id"] = [f"p{row // 2}" for row in range(32)]
+    write_manifest(manifest, tmp_path / "m.parquet")
+    config = settings(ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompt_file), pictures=False)
+    result = zero_shot.run_zero_shot(config, progress=False)
+    said = "Few patients are scored (16 patients in all; 4 with Bright): the intervals are unreliable."
+    assert said in result["caveats"]
+    assert said in (tmp_path / "out" / "card.html").read_text()
+    console = Console(record=True, width=200)
+    console.print(zero_shot.render(result))
+    assert said in console.export_text()
+
+
+def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path: Path, page_of: Any) -> None:
     manifest.frame["label:dark"] = 1 - manifest.frame["label:bright"]
     write_manifest(manifest, tmp_path / "m.parquet")
     prompts = tmp_path / "classes.yaml"
@@ -205,8 +267,6 @@ def test_run_retrieval__against_its_own_embeddings(
 
 
 def test_run_retrieval__needs_two_reports(tiny_run: Path, manifest: Any, tmp_path: Path) -> None:
-    from medfm.data.manifest import write_manifest
-
     manifest.frame["report"] = "the same."
     write_manifest(manifest, tmp_path / "m.parquet")
     with pytest.raises(DataError, match="32 reports, fewer than two distinct"):

@@ -12,7 +12,7 @@ import pytest
 
 from medfm.errors import ConfigError, DataError
 from medfm.evaluation.config import EmbedConfig
-from medfm.evaluation.embed import _find, embed
+from medfm.evaluation.embed import _find, embed, run_embed
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray, list[int] | None]:
@@ -62,6 +62,57 @@ def test_embed__one_file(brightness: Any, pictures: pd.DataFrame, tmp_path: Path
     names, vectors, _ = read(embed(brightness, path, tmp_path / "one.npz"))
     assert names == ["03.png"]
     np.testing.assert_array_equal(vectors, brightness.encode_images([path]).numpy())
+
+
+def test_embed__a_file_that_cannot_be_written_is_told_before_any_work(brightness: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"out '.*file' cannot be written: Not a directory; choose another place with out="):
+        embed(brightness, tmp_path / "nothing.png", tmp_path / "file" / "f.parquet")
+    (tmp_path / "f.parquet").mkdir()
+    config = EmbedConfig(model=tmp_path / "no weights", input=tmp_path / "nothing.png", out=tmp_path / "f.parquet")
+    with pytest.raises(ConfigError, match=r"f\.parquet' is a folder; name a file"):
+        run_embed(config, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.parquet", "file"]
+
+
+def test_embed__several_sequences_are_one_image_with_channels(tmp_path: Path) -> None:
+    import nibabel
+
+    import medfm
+    from medfm.encoders.image import ImageModel
+    from medfm.registry import ENCODERS
+    from medfm.weights.load import load_model
+    from medfm.weights.save import save_model
+
+    size = [4, 8, 8]
+    encoder = {
+        "name": "vit",
+        "img_size": size,
+        "patch_size": [4, 4, 4],
+        "in_channels": 2,
+        "embed_dim": 8,
+        "depth": 1,
+        "num_heads": 2,
+    }
+    preprocess = {"size": size, "window": "minmax", "resize": "none", "channels": 2, "sequences": ["T1", "T2"]}
+    recipe = {"encoder": encoder, "objective": {"name": "mae"}, "preprocess": preprocess}
+    save_model(tmp_path / "run", ImageModel(ENCODERS.build(ENCODERS.parse(encoder))), recipe, None, {})
+    rng = np.random.default_rng(0)
+    for name in ("p1/t1.nii", "p1/t2.nii", "p1/late/flair.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(rng.integers(0, 99, (8, 8, 4)).astype(np.int16), np.eye(4)), tmp_path / name)
+    model, out = load_model(tmp_path / "run"), tmp_path / "f.parquet"
+    for name in ("t1.nii|t2.nii", "t1.nii|late/flair.nii"):
+        medfm.embed({"model": tmp_path / "run", "input": f"{tmp_path}/p1/{name}", "out": out, "workers": 0})
+        names, vectors, _ = read(out)
+        assert names == [name]
+        np.testing.assert_allclose(vectors, model.encode_images([f"{tmp_path}/p1/{name}"]).numpy(), atol=1e-6)
+    with pytest.raises(
+        ConfigError, match=r"input +'.*p1/p1/t2\.nii' does not exist; of parts with '\|' between, all but the first"
+    ):
+        medfm.embed({"model": tmp_path / "run", "input": f"{tmp_path}/p1/t1.nii|p1/t2.nii", "out": out})
+    with pytest.raises(ConfigError, match=r"input +'.*p1/t9\.nii' does not exist"):
+        medfm.embed({"model": tmp_path / "run", "input": f"{tmp_path}/p1/t9.nii", "out": out})
 
 
 def test_embed__an_unreadable_file_stops_or_is_listed(

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from medfm.data.manifest import read_manifest, write_manifest
 from medfm.errors import DataError
 from medfm.evaluation import probe
 from medfm.evaluation.config import KnnConfig, LinearProbeConfig
@@ -128,8 +129,6 @@ def test_draw_patients__takes_whole_patients_and_larger_shares_hold_smaller_ones
 @pytest.fixture
 def split_file(manifest: Any, tmp_path: Path) -> Path:
     """The manifest of pictures with patients in train, val and test, a finding that is never seen, and an uncertain one."""
-    from medfm.data.manifest import write_manifest
-
     patient = np.arange(48) // 2
     manifest.frame["split"] = np.where(patient < 12, "train", np.where(patient < 17, "val", "test"))
     manifest.frame["label:never"] = 0.0
@@ -253,10 +252,31 @@ def test_run__without_val_rows_there_is_no_threshold(tiny_run: Path, split_file:
     assert "†" in (tmp_path / "out" / "card.html").read_text(encoding="utf-8")
 
 
+def test_run__findings_called_row_and_split_keep_their_columns(tiny_run: Path, split_file: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(split_file)
+    manifest.frame["label:row"] = manifest.frame["label:split"] = manifest.frame["label:bright"]
+    manifest.frame["row"] = "not ours"
+    write_manifest(manifest, tmp_path / "named.parquet")
+    config = settings(LinearProbeConfig, tiny_run, tmp_path / "named.parquet", tmp_path, findings=("bright", "row", "split"))
+    probe.run_linear_probe(config, progress=False)
+    written = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert written.columns.tolist() == ["row", "split", "bright", "label:row", "label:split"]
+    np.testing.assert_array_equal(written["label:row"], written["bright"])
+    np.testing.assert_array_equal(written["label:split"], written["bright"])
+    assert set(written["row"]) == set(np.flatnonzero(manifest.frame["split"] != "train"))
+    assert set(written["split"]) == {"val", "test"}
+
+
+def test_run__few_patients_are_said(tiny_run: Path, split_file: Path, tmp_path: Path) -> None:
+    config = settings(KnnConfig, tiny_run, split_file, tmp_path, findings=("bright",), random_baseline=False)
+    result = probe.run_knn(config, progress=False)
+    (said,) = [said for said in result["caveats"] if "patients" in said]
+    assert said.startswith(f"Few patients are scored ({result['patients']} patients in all")
+    assert said in (tmp_path / "out" / "card.html").read_text()
+
+
 def test_run__unreadable_images_are_left_out_on_request(tiny_run: Path, split_file: Path, tmp_path: Path) -> None:
     import shutil
-
-    from medfm.data.manifest import read_manifest
 
     shutil.copytree(read_manifest(split_file).root / "images", tmp_path / "other" / "images")
     (tmp_path / "other" / "images" / "02.png").write_bytes((tmp_path / "other" / "images" / "02.png").read_bytes()[:60])
@@ -275,8 +295,6 @@ def test_run__a_finding_that_loses_a_class_with_unreadable_images_is_left_out(
     against: bool, tiny_run: Path, split_file: Path, tmp_path: Path
 ) -> None:
     import shutil
-
-    from medfm.data.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(split_file)
     shutil.copytree(manifest.root / "images", tmp_path / "other" / "images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medfm.errors import DataError
-from medfm.evaluation.scoring import LabelledFinding, Settings, available, labelled_rows, patient_codes, score
+from medfm.evaluation.scoring import LabelledFinding, Settings, available, few_patients, labelled_rows, patient_codes, score
 from medfm.evaluation.statistics import youden_threshold
 from medfm.text.prompts import PromptSet, parse_prompts
 
@@ -152,3 +153,26 @@ def test_score__multiclass_confusion_by_hand() -> None:
     assert classes["confusion"] == [[1, 1], [0, 2]]
     assert classes["images"] == 4
     assert classes["accuracy"]["value"] == pytest.approx(0.75)
+
+
+def entry(name: str, positive: int, negative: int) -> dict[str, Any]:
+    return {"name": name, "positive_patients": positive, "negative_patients": negative}
+
+
+def test_few_patients__one_sentence_with_what_is_few() -> None:
+    assert few_patients(20, [entry("a", 5, 5)]) == []
+    assert few_patients(19, [entry("a", 5, 5)]) == [
+        "Few patients are scored (19 patients in all): the intervals are unreliable."
+    ]
+    assert few_patients(30, [entry("a", 4, 26), entry("b", 30, 0)]) == [
+        "Few patients are scored (4 with a; 0 without b): the intervals are unreliable."
+    ]
+    (many,) = few_patients(30, [entry(str(number), 1, 29) for number in range(14)])
+    assert many.endswith("1 with 4; and 9 more findings or classes as rare): the intervals are unreliable.")
+
+
+def test_score__counts_the_patients_of_each_class() -> None:
+    frame = pd.DataFrame({"patient_id": [*"aabbcc", "", ""], "label:f": [1, 0, 1, 1, 0, 0, 1, 0.0]})
+    result, _ = score(frame, [LabelledFinding("f", "f")], np.linspace(0, 1, 8)[:, None], Settings(bootstrap=0))
+    (found,) = result["findings"]
+    assert (found["patients"], found["positive_patients"], found["negative_patients"]) == (5, 3, 3)

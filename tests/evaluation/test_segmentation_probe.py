@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image as Pillow
 from rich.console import Console
 
-from medfm.data.manifest import Manifest, write_manifest
+from medfm.data.manifest import Manifest, read_manifest, write_manifest
 from medfm.encoders.image import ImageModel
 from medfm.errors import ConfigError, DataError
 from medfm.evaluation import segmentation_probe
@@ -22,6 +23,7 @@ from medfm.evaluation.config import SegmentationProbeConfig
 from medfm.evaluation.segmentation_card import chosen_images
 from medfm.evaluation.segmentation_fit import MaskProbe, Patches, choose_probe, dice_scores, enlarged, fit_masks
 from medfm.registry import ENCODERS
+from medfm.weights.load import load_model
 from medfm.weights.save import save_model
 
 
@@ -129,10 +131,17 @@ def test_chosen_images__from_the_worst_to_the_best() -> None:
 SIZES = {2: (24, 32), 3: (8, 16, 12)}
 
 
-def save_run(folder: Path, axes: int) -> Path:
-    size = list(SIZES[axes])
-    encoder = {"name": "vit", "img_size": size, "patch_size": [4] * axes, "embed_dim": 24, "depth": 1, "num_heads": 2}
-    preprocess = {"size": size, "window": "none" if axes == 2 else "minmax", "resize": "none"}
+def save_run(folder: Path, axes: int, depth: int = 1, size: Sequence[int] = (), **contract: Any) -> Path:
+    grid = list(size or SIZES[axes])
+    encoder = {
+        "name": "vit",
+        "img_size": grid,
+        "patch_size": [2 if size else 4] * axes,
+        "embed_dim": 24,
+        "depth": depth,
+        "num_heads": 2,
+    }
+    preprocess = {"size": grid, "window": "none" if axes == 2 else "minmax", "resize": "none", **contract}
     torch.manual_seed(5)
     recipe = {"encoder": encoder, "objective": {"name": "mae"}, "preprocess": preprocess}
     save_model(folder, ImageModel(ENCODERS.build(ENCODERS.parse(encoder))), recipe, None, {"data_cards": ["made"]})
@@ -232,6 +241,67 @@ def test_run__names_come_from_the_masks_where_nothing_says_them(tmp_path: Path) 
     assert result["left_out"] == [{"name": "nothing", "reason": "no image of the scored split holds it"}]
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_run__structures_too_small_for_the_grid_are_listed(axes: int, tmp_path: Path, page_of: Any) -> None:
+    """One voxel in the corner of each image, on a grid of half as many: a quarter (2D) or an eighth (3D) of a voxel."""
+    import nibabel
+
+    size = [n // 2 for n in SIZES[axes]]
+    half: dict[str, Any] = {"resize": "stretch"} if axes == 2 else {"spacing": [2, 2, 2]}
+    run, path = save_run(tmp_path / "run", axes, size=size, **half), make_data(tmp_path / "data", axes, name="")
+    for number in range(24):
+        dot = number % 2 or number < 17  # of the test images the ones with even numbers have none
+        if axes == 2:
+            file = tmp_path / "data" / "masks" / f"{number}.png"
+            values = np.array(Pillow.open(file)) // 255
+            values[0, 0] = 2 if dot else 0
+            values[0, 6:10] = values[6:10, 0] = 0
+            values[6:10, 6:10] = 3 if number == 17 else 0  # large in one image
+            Pillow.fromarray(values).save(file)
+        else:
+            file = tmp_path / "data" / "masks" / f"{number}.nii.gz"
+            values = np.asarray(nibabel.load(file).dataobj).copy()
+            values[0, 0, 0] = 2 if dot else 0
+            values[4:8, 4:8, 2:6] = 3 if number == 17 else 0
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), file)
+        if number == 19:
+            values[(slice(0, 1),) * axes] = 3  # and a dot in another
+            if axes == 2:
+                Pillow.fromarray(values).save(file)
+            else:
+                nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), file)
+    names = {1: "box", 2: "dot", 3: "rare", 4: "none"}
+    config = settings(run, path, tmp_path, iterations=5, random_baseline=False, mask_labels=names)
+    result = segmentation_probe.run_segmentation_probe(config, progress=False)
+    assert [entry["name"] for entry in result["structures"]] == ["box", "rare"]
+    assert result["structures"][1]["images"] == 1
+    assert result["structures"][1]["without"]["images"] == 5  # of 7; in one it is too small to be called absent
+    reason = "too small, it covers half of no pixel of the network's grid"
+    assert result["left_out"] == [
+        {"name": "dot", "reason": f"all of its 3 images: {reason}"},
+        {"name": "rare", "reason": f"1 of its 2 images: {reason}"},
+        {"name": "none", "reason": "no image of the scored split holds it"},
+    ]
+    console = Console(record=True, width=200)
+    console.print(segmentation_probe.render(result))
+    for text in (page_of(tmp_path / "out" / "card.html").text, console.export_text()):
+        assert "dot (all of its 3 images: too small" in text
+        assert "rare (1 of its 2 images: too small" in text
+    alone = settings(run, path, tmp_path, iterations=5, random_baseline=False, mask_labels=names, structures=("dot",))
+    with pytest.raises(DataError, match=r"no structure can be scored on split 'test' \(dot: all of its 3 images: too small"):
+        segmentation_probe.run_segmentation_probe(alone, progress=False)
+
+
+def test_run__a_structure_called_row_keeps_its_column(tmp_path: Path) -> None:
+    run, manifest = save_run(tmp_path / "run", 2), make_data(tmp_path / "data", 2, name="row")
+    config = settings(run, manifest, tmp_path, iterations=5, random_baseline=False)
+    result = segmentation_probe.run_segmentation_probe(config, progress=False)
+    written = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert written.columns.tolist() == ["row", "split", "label:row"]
+    assert written["row"].tolist() == list(range(17, 24))
+    assert written["label:row"].mean() == pytest.approx(result["mean"]["dice"]["value"])
+
+
 def test_run__names_are_looked_for_past_a_broken_mask_on_request(tmp_path: Path) -> None:
     run, manifest = save_run(tmp_path / "run", 2), make_data(tmp_path / "data", 2, name="")
     (tmp_path / "data" / "masks" / "0.png").write_bytes(b"no mask")
@@ -253,6 +323,35 @@ def test_run__names_are_looked_for_past_a_broken_mask_on_request(tmp_path: Path)
     assert named["unreadable"]["count"] == 1
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_run__blocks_fits_on_the_tokens_of_the_last_blocks_side_by_side(axes: int, tmp_path: Path) -> None:
+    run, manifest = save_run(tmp_path / "run", axes, depth=2), make_data(tmp_path / "data", axes)
+    fit_for_real = segmentation_probe.fit_masks
+    seen: list[np.ndarray] = []
+
+    def fit(train: Patches, *rest: Any) -> Any:
+        seen.append(np.array(train.tokens([0, 3])))
+        return fit_for_real(train, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation_probe, "fit_masks", fit)
+        for blocks in (2, 1, 2):  # the second asks for less, in the same folder of features
+            config = settings(run, manifest, tmp_path, iterations=5, random_baseline=False, blocks=blocks)
+            assert segmentation_probe.run_segmentation_probe(config, progress=False)["settings"]["blocks"] == blocks
+    two, one, again = seen
+    model = load_model(run)
+    names = [read_manifest(manifest).frame["image"][row] for row in (0, 3)]
+    images = [model.preprocess.load(manifest.parent / name) for name in names]
+    x = model.preprocess.to_float(torch.from_numpy(np.stack([model.preprocess(image) for image in images])))
+    with torch.no_grad():
+        tokens = torch.cat([output.patch_tokens for output in model.network.image_encoder.forward_blocks(x, 2)], dim=2)
+    np.testing.assert_allclose(two, tokens.numpy(), atol=2e-3)
+    np.testing.assert_array_equal(again, two)
+    np.testing.assert_array_equal(one, two[:, :, 24:])
+    with pytest.raises(ConfigError, match="blocks=3: the encoder has 2 blocks"):
+        segmentation_probe.run_segmentation_probe(settings(run, manifest, tmp_path, blocks=3), progress=False)
+
+
 def test_run__without_val_a_fifth_of_the_training_patients_stands_in(tmp_path: Path) -> None:
     run, manifest = save_run(tmp_path / "run", 2), make_data(tmp_path / "data", 2)
     config = settings(run, manifest, tmp_path, iterations=5, random_baseline=False, data={"val_split": ""})
@@ -262,8 +361,6 @@ def test_run__without_val_a_fifth_of_the_training_patients_stands_in(tmp_path: P
 
 
 def test_run__rows_without_a_mask_are_not_used_and_a_broken_one_is_named(tmp_path: Path) -> None:
-    from medfm.data.manifest import read_manifest
-
     run, path = save_run(tmp_path / "run", 2), make_data(tmp_path / "data", 2)
     manifest = read_manifest(path)
     manifest.frame.loc[[0, 20], "mask"] = ""

@@ -56,6 +56,10 @@ def test_features__are_the_last_blocks_tokens_after_the_norm(size: tuple[int, ..
     found, grid = model.patch_features(images, batch_size=2)
     torch.testing.assert_close(found, last.patch_tokens)
     assert grid == tuple(n // p for n, p in zip(size, patch, strict=True))
+    for count in (2, 3):
+        side_by_side, grid_of = model.patch_features(images, batch_size=2, blocks=count)
+        torch.testing.assert_close(side_by_side, torch.cat([t[:, 1:] for t in tokens[-count:]], 2))
+        assert grid_of == grid
 
 
 def test_features__of_a_model_trained_with_text_come_before_the_projection(tmp_path: Path, save_tiny_model: Any) -> None:
@@ -77,6 +81,8 @@ def test_features__of_timm_models() -> None:
     torch.testing.assert_close(features, patches.mean(1))
     with pytest.raises(ConfigError, match=r"blocks=2: a TimmEncoder gives its last features alone; use blocks=1"):
         model.features(images, blocks=2)
+    with pytest.raises(ConfigError, match=r"blocks=2: a TimmEncoder gives its last features alone"):
+        model.patch_features(images, blocks=2)
     with pytest.raises(ConfigError, match="class token"):
         model.features(images, "cls+mean")
 

@@ -14,11 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medfm.encoders.build import build_dual
-from medfm.encoders.config import DualConfig
+from medfm.encoders.config import ClipTextConfig, DualConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
-from medfm.encoders.positions import resample_positions
+from medfm.encoders.positions import resample_positions, stretch_positions
+from medfm.encoders.text import ClipTextEncoder
 from medfm.errors import DataError, WeightsError
+from medfm.objectives.config import ContrastiveConfig
 from medfm.registry import ENCODERS, TOKENIZERS
 from medfm.types import Image
 from medfm.weights.load import load_model, load_tensors_into, read_card
@@ -101,6 +103,20 @@ def test_roundtrip__same_vectors_offline(tmp_path: Path, offline: None) -> None:
         assert not model.dual.training
         assert not any(p.requires_grad for p in model.dual.parameters())
     assert "vit + clip_text" in repr(model)
+
+
+def test_roundtrip__keeps_what_heat_maps_read(tmp_path: Path) -> None:
+    config = recipe()
+    for terms, dense in (((), "values"), (("hard_negatives",), "values"), (("hard_negatives", "filip"), "patches")):
+        objective = ContrastiveConfig(**config["objective"], terms=terms)
+        tokenizer = TOKENIZERS.build(objective.tokenizer)
+        torch.manual_seed(0)
+        network = build_dual(ENCODERS.parse(config["encoder"]), objective, tokenizer)
+        saved = {**config, "objective": objective.model_dump(mode="json")}
+        model = load_model(save_model(tmp_path / f"{dense}{len(terms)}", network, saved, tokenizer))
+        assert model.dual.dense == model.random_like(1).dual.dense == dense
+    former = {k: v for k, v in model.card["dual"].items() if k != "dense"}  # a file of an earlier version
+    assert DualConfig.model_validate(former).dense == "values"
 
 
 def test_roundtrip__every_tensor_exactly(tmp_path: Path) -> None:
@@ -416,3 +432,23 @@ def test_load_tensors__positions_of_other_prefix_tokens_are_named(other: dict[st
     path = save_model(tmp_path, model, recipe, None)
     with pytest.raises(WeightsError, match=r"image_encoder\.pos_embed \(1, 5, 16\) for"):
         load_tensors_into(network(img_size=[32, 32], **other)[1], path)
+
+
+def test_init__text_positions_are_stretched_to_a_longer_context(tmp_path: Path) -> None:
+    path, dual = write(tmp_path)
+    longer, _ = build(recipe(objective={"tokenizer": {"name": "clip", "context_length": 40}}), 2)
+    report = load_tensors_into(longer, path)
+    assert report.resampled == ("text_encoder.positional_embedding",)
+    expected = stretch_positions(dual.text_encoder.positional_embedding.data, 40)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(longer.text_encoder.positional_embedding.data, expected)  # type: ignore[union-attr]
+
+
+def test_load__the_text_file_that_training_started_from_may_be_gone(tmp_path: Path) -> None:
+    start = ClipTextEncoder(ClipTextConfig(embed_dim=32, depth=1, num_heads=2, context_length=16))
+    torch.save(start.state_dict(), tmp_path / "clip.pt")
+    text = {"name": "clip_text", "embed_dim": 32, "depth": 1, "num_heads": 2, "weights": str(tmp_path / "clip.pt")}
+    path, dual = write(tmp_path, objective={"text_encoder": text})
+    assert torch.equal(dual.text_encoder.ln_final.weight, start.ln_final.weight)  # type: ignore[union-attr, arg-type]
+    (tmp_path / "clip.pt").unlink()
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(path).encode_texts(TEXTS), dual.encode_text(*load_model(path).tokenizer(TEXTS)))

@@ -19,7 +19,7 @@ from medfm.errors import ConfigError, DataError
 from medfm.io.files import atomic_write
 
 # Raised when the same seed begins to give other files: folders of older versions are then refused, not mixed.
-VERSION = 1
+VERSIONS = {"chest_xray": 1, "chest_ct": 2}  # chest_ct 2: masks carry the names of their values
 _FRACTIONS = (0.7, 0.1, 0.2)
 _PARTS = ".studies"  # a small file a complete study, which the tables are assembled from
 
@@ -52,7 +52,7 @@ def generate(
     if size > 1024:
         raise ConfigError(f"size must be at most 1024, got {size}")
     folder = Path(out)
-    _claim(folder, {"version": VERSION, "kind": kind, "seed": seed, "size": size, "masks": masks})
+    _claim(folder, {"version": VERSIONS[kind], "kind": kind, "seed": seed, "size": size, "masks": masks})
     visits = list(schedule(kind, n, seed, size))  # type: ignore[arg-type]
     todo = [visit for visit in visits if not _complete(folder, visit)]
     _run(folder, todo, masks, min(workers, len(todo)), progress, kind)
@@ -160,14 +160,19 @@ def _volume_files(study: Study, view: View, masks: bool) -> Iterator[tuple[str, 
     affine[:3, 3] = -taken.origin[0], -taken.origin[1], taken.origin[2]
     yield image_path(study.visit, view), _nifti(taken.hu, affine)
     if masks:
-        yield mask_path(view), _nifti(taken.labels, affine)
+        from medfm.data.phantom.volume import VALUES
+        from medfm.io.masks.labels import label_table
+
+        yield mask_path(view), _nifti(taken.labels, affine, label_table({value: name for name, value in VALUES.items()}))
 
 
-def _nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
-    """Bytes of a .nii.gz without a time stamp."""
+def _nifti(array: np.ndarray, affine: np.ndarray, labels: bytes = b"") -> bytes:
+    """Bytes of a .nii.gz without a time stamp; `labels`, the names of a mask's values, go into its header."""
     import nibabel
 
     image = nibabel.Nifti1Image(array, affine)
+    if labels:
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension(0, labels))
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
