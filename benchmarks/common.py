@@ -19,6 +19,19 @@ def data_dir() -> Path:
     return Path(os.environ.get("MEDFM_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+def index(name: str, manifest: Path, **columns: str) -> None:
+    """Write the manifest of a data set of `data_dir()`, whose own table says images, patients and splits.
+
+    Args:
+        columns: further columns of the table (`labels`, `view`, ...), and how its texts came about (`text_kind`).
+    """
+    import medfm
+
+    source = data_dir() / name
+    table = {"images": source / "images", "root": source, "reports": source / "manifest.csv", "out": manifest}
+    medfm.index({**table, "on": "image", "patient": "patient_id", "split": "split", **columns})
+
+
 def command() -> str:
     """The command line of this run, from the project's root."""
     return shlex.join(["python", "-m", _module(), *sys.argv[1:]])

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import medfm
-from benchmarks.common import ROOT, bar, data_dir, table, write
+from benchmarks.common import ROOT, bar, index, table, write
 from medfm.training.logs import read_metrics
 
 DINO = {
@@ -192,21 +191,10 @@ def _student(check: dict[str, float]) -> str:
 
 
 def _index(manifest: Path, volumes: bool) -> None:
-    source = data_dir() / ("mr3d_hippocampus" if volumes else "cxr_kermany")
-    of_films = {"view": "view", "labels": "labels", "text": "text_derived", "text_kind": "label sentences"}
-    of_volumes = {"modality": "modality", "text_kind": "none"}
-    medfm.index(
-        {
-            "images": source / "images",
-            "root": source,
-            "reports": source / "manifest.csv",
-            "on": "image",
-            "patient": "patient_id",
-            "split": "split",
-            "out": manifest,
-            **(of_volumes if volumes else of_films),
-        }
-    )
+    if volumes:
+        index("mr3d_hippocampus", manifest, modality="modality", text_kind="none")
+    else:
+        index("cxr_kermany", manifest, view="view", labels="labels", text="text_derived", text_kind="label sentences")
 
 
 def picture(out: Path, target: Path) -> None:

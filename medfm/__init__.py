@@ -18,6 +18,7 @@ _LAZY = {
     "load_model": "medfm.weights.load",
     "read_manifest": "medfm.data.manifest",
     "ZeroShotClassifier": "medfm.evaluation.zero_shot",
+    "heat_map": "medfm.evaluation.heatmap",
     "MedfmError": "medfm.errors",
     "Image": "medfm.types",
     "Mask": "medfm.types",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from medfm.api import cache, deidentify, doctor, download, embed, evaluate, index, merge, phantom, pretrain
     from medfm.data.manifest import read_manifest
     from medfm.errors import MedfmError
+    from medfm.evaluation.heatmap import heat_map
     from medfm.evaluation.zero_shot import ZeroShotClassifier
     from medfm.io.load import load_image
     from medfm.io.masks import load_mask
@@ -56,6 +58,7 @@ __all__ = [
     "download",
     "embed",
     "evaluate",
+    "heat_map",
     "index",
     "load_image",
     "load_mask",

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, interval, table, write
+from benchmarks.common import ROOT, bar, index, interval, table, write
 
 HERE = Path(__file__).parent
 OBJECTIVES = ("mae", "dino")
@@ -69,12 +68,9 @@ def train(name: str, manifest: Path, run: Path, overrides: dict[str, str]) -> tu
 
 def manifests(out: Path) -> tuple[Path, Path]:
     """Both sets as one manifest to train on, and the labelled one."""
-    common: dict[str, Any] = {"on": "image", "patient": "patient_id", "view": "view", "split": "split", "text_kind": "none"}
     kermany, hannover, both = (out / f"{name}.parquet" for name in ("kermany", "hannover", "both"))
-    for path, labels in ((kermany, "labels"), (hannover, None)):
-        source = data_dir() / f"cxr_{path.stem}"
-        options = {"images": source / "images", "root": source, "reports": source / "manifest.csv", "out": path, **common}
-        medfm.index(options | ({"labels": labels} if labels else {}))
+    index("cxr_kermany", kermany, view="view", text_kind="none", labels="labels")
+    index("cxr_hannover", hannover, view="view", text_kind="none")
     medfm.merge({"manifests": [kermany, hannover], "out": both})
     return both, kermany
 

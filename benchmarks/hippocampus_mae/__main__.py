@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, interval, table, write
+from benchmarks.common import ROOT, bar, index, interval, table, write
 from medfm.training.logs import read_metrics
 
 HERE = Path(__file__).parent
@@ -22,22 +22,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="recipe overrides, key=value")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    source = data_dir() / "mr3d_hippocampus"
     manifest = out / "manifest.parquet"
-    medfm.index(
-        {
-            "images": source / "images",
-            "root": source,
-            "reports": source / "manifest.csv",
-            "on": "image",
-            "patient": "patient_id",
-            "modality": "modality",
-            "split": "split",
-            "mask": "mask",
-            "text_kind": "none",
-            "out": manifest,
-        }
-    )
+    index("mr3d_hippocampus", manifest, modality="modality", mask="mask", text_kind="none")
     overrides = dict(word.split("=", 1) for word in arguments.set)
     start = time.perf_counter()
     run = medfm.pretrain(str(HERE / "recipe.yaml"), {"data.manifest": manifest, "out": out / "run", **overrides})

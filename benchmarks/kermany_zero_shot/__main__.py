@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import medfm
-from benchmarks.common import ROOT, bar, data_dir, interval, table, write
+from benchmarks.common import ROOT, bar, index, interval, table, write
 
 HERE = Path(__file__).parent
 
@@ -23,24 +23,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="recipe overrides, key=value")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    source = data_dir() / "cxr_kermany"
-
     manifest = out / "manifest.parquet"
-    medfm.index(
-        {
-            "images": source / "images",
-            "root": source,
-            "reports": source / "manifest.csv",
-            "on": "image",
-            "patient": "patient_id",
-            "view": "view",
-            "split": "split",
-            "labels": "labels",
-            "text": "text_derived",
-            "text_kind": "label sentences",
-            "out": manifest,
-        }
-    )
+    index("cxr_kermany", manifest, view="view", labels="labels", text="text_derived", text_kind="label sentences")
     overrides = dict(word.split("=", 1) for word in arguments.set)
     start = time.perf_counter()
     run = medfm.pretrain(str(HERE / "recipe.yaml"), {"data.manifest": manifest, "out": out / "run", **overrides})

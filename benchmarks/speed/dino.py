@@ -28,10 +28,10 @@ from benchmarks.speed.mae_steps import in_turns, one_core
 from medfm.encoders.config import VitConfig
 from medfm.encoders.image import ImageModel
 from medfm.encoders.vit import VisionTransformer
-from medfm.objectives.config import DinoConfig
 from medfm.objectives.dino import DinoObjective
 from medfm.objectives.dino_loss import batch_centre, centred, dino_loss
 from medfm.objectives.ema import ema_update, make_teacher
+from medfm.objectives.ssl_config import DinoConfig
 from medfm.training.config import OptimizerConfig
 from medfm.training.gradients import clip_gradients
 from medfm.training.optim import build_optimizer

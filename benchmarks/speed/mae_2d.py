@@ -11,7 +11,6 @@ benchmarks/results/mae_2d.md; on a GPU medfm alone, benchmarks/results/mae_2d_cu
 from __future__ import annotations
 
 import argparse
-from statistics import median
 from typing import Any
 
 from benchmarks.common import bar, table
@@ -20,10 +19,9 @@ from benchmarks.speed.mae_steps import (
     HEAD,
     OURS,
     Build,
-    make_step,
-    measure_memory,
+    gain_over,
     medfm,
-    one_core,
+    memory_child,
     page_of,
     parser,
     rates,
@@ -31,6 +29,8 @@ from benchmarks.speed.mae_steps import (
     run_gpu,
 )
 
+AS_SHIPPED = ("facebookresearch/mae", "lightly", "transformers + fused")
+UPGRADED = ("facebookresearch/mae + fused", "lightly + fused")
 ENCODERS = {"small": {"dim": 384, "depth": 12, "heads": 6}, "base": {"dim": 768, "depth": 12, "heads": 12}}
 TINY = {"size": 64, "patch": 16, "dim": 64, "depth": 2, "heads": 4, "decoder_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
 
@@ -63,10 +63,8 @@ def main() -> None:
         return (batch, 3, sizes["size"], sizes["size"])
 
     if arguments.memory_of:
-        one_core()
-        name = arguments.memory_of
-        small = make_step(name, builds_of(arguments, tiny=True)[name], (2, 3, TINY["size"], TINY["size"]), arguments.dtype)
-        print(measure_memory(small, lambda: make_step(name, builds[name], shape(arguments.batch), arguments.dtype)))
+        toy = (2, 3, TINY["size"], TINY["size"])
+        memory_child(arguments, builds, builds_of(arguments, tiny=True), shape(arguments.batch), toy)
         return
     if arguments.device == "cuda":
         run_gpu(arguments, "mae_2d", f"MAE ViT-{arguments.encoder[0].upper()}/16 at 224 pixels", builds[OURS], shape)
@@ -75,18 +73,22 @@ def main() -> None:
     page = [
         f"ViT-{arguments.encoder[0].upper()}/16 at {sizes['size']} pixels, decoder {sizes['decoder_dim']} x "
         f"{sizes['decoder_depth']}, batch {arguments.batch}, one thread: forward, backward and AdamW. `+ fused` is a peer with "
-        "torch's fused AdamW, which medfm takes; without, with torch's default, as the peers' scripts build it (transformers' "
-        f"Trainer takes the fused one). CPU time of {arguments.rounds} rounds in turns. Memory: peak resident memory of model, "
+        "torch's fused AdamW, which medfm takes; without, with torch's default. As they ship, facebookresearch/mae and lightly "
+        "take the default and transformers, by its Trainer, the fused one: the bar is about these three. What medfm gains over "
+        "the others when they are given its optimiser is said beside it. "
+        f"CPU time of {arguments.rounds} rounds in turns. Memory: peak resident memory of model, "
         "optimiser and three steps, in a process of its own, above what imports and a toy step left.",
         *absent,
     ]
     for dtype, values in taken.items():
         page += [f"## {dtype}", table(HEAD, rates(values, memory.get(dtype, {}), arguments.batch))]
-        peers = {name: median(v) for name, v in values.items() if name != OURS}
-        if peers:
-            best = min(peers, key=lambda name: peers[name])
-            gain = peers[best] / median(values[OURS])
-            page.append(bar(f"{dtype}: at least 1.05 times the best peer: {gain:.2f} times {best}", gain >= 1.05))
+        shipped, upgraded = gain_over(values, AS_SHIPPED), gain_over(values, UPGRADED)
+        if shipped is not None:
+            best, gain = shipped
+            page.append(bar(f"{dtype}: at least 1.05 times the best peer as it ships: {gain:.2f} times {best}", gain >= 1.05))
+        if upgraded is not None:
+            best, gain = upgraded
+            page.append(f"Beside peers that are given medfm's fused AdamW: {gain:.2f} times {best}.")
         held = memory.get(dtype, {})
         if len(held) > 1:
             least = min(value for name, value in held.items() if name != OURS)

@@ -21,10 +21,9 @@ from benchmarks.speed.mae_steps import (
     HEAD,
     OURS,
     Build,
-    make_step,
-    measure_memory,
+    gain_over,
     medfm,
-    one_core,
+    memory_child,
     page_of,
     parser,
     product_gain,
@@ -62,10 +61,7 @@ def main() -> None:
         return (batch, 1, size, size, size)
 
     if arguments.memory_of:
-        one_core()
-        name = arguments.memory_of
-        small = make_step(name, builds_of(arguments, tiny=True)[name], (2, 1, 32, 32, 32), arguments.dtype)
-        print(measure_memory(small, lambda: make_step(name, builds[name], shape(arguments.batch), arguments.dtype)))
+        memory_child(arguments, builds, builds_of(arguments, tiny=True), shape(arguments.batch), (2, 1, 32, 32, 32))
         return
     if arguments.device == "cuda":
         run_gpu(arguments, "mae_3d", f"MAE 3D ViT-{arguments.encoder[0].upper()}, 96^3", builds[OURS], shape)
@@ -80,10 +76,9 @@ def main() -> None:
     ]
     for dtype, values in taken.items():
         page += [f"## {dtype}", table(HEAD, rates(values, memory.get(dtype, {}), arguments.batch))]
-        peers = {name: median(v) for name, v in values.items() if name != OURS}
-        if peers:
-            best = min(peers, key=lambda name: peers[name])
-            gain = peers[best] / median(values[OURS])
+        peer = gain_over(values, [name for name in values if name != OURS])
+        if peer is not None:
+            best, gain = peer
             page.append(bar(f"{dtype}: at least 1.10 times MONAI: {gain:.2f} times {best}", gain >= 1.10))
     if len(taken) == 2:
         gain = median(taken["fp32"][OURS]) / median(taken["bf16"][OURS])

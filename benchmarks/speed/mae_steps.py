@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -210,7 +210,7 @@ def run_cpu(
         able = {name: build for name, build in builds.items() if dtype == "fp32" or name not in fp32_only}
         for name, build in able.items():
             steps[name if name == OURS else f"{name} + fused"] = make_step(name, build, shape, dtype)
-            if name != OURS and dtype == "fp32":  # the optimiser's share does not depend on the precision of the products
+            if name != OURS:
                 steps[name] = make_step(name, build, shape, dtype, own=True)
         taken[dtype] = in_turns(steps, arguments.rounds)
         del steps
@@ -218,6 +218,29 @@ def run_cpu(
         if not arguments.skip_memory:
             memory[dtype] = {name: child_memory(name, dtype, arguments) for name in able}
     return taken, memory, absent
+
+
+def gain_over(taken: Mapping[str, list[float]], names: Iterable[str]) -> tuple[str, float] | None:
+    """The fastest of these candidates, and how many times as fast medfm is; None where none of them was measured."""
+    medians = {name: median(taken[name]) for name in names if name in taken}
+    if not medians:
+        return None
+    best = min(medians, key=lambda name: medians[name])
+    return best, medians[best] / median(taken[OURS])
+
+
+def memory_child(
+    arguments: argparse.Namespace,
+    builds: Mapping[str, Build],
+    toys: Mapping[str, Build],
+    shape: tuple[int, ...],
+    toy: tuple[int, ...],
+) -> None:
+    """What a process that `child_memory` has started does: print the MB of one candidate."""
+    one_core()
+    name = arguments.memory_of
+    small = make_step(name, toys[name], toy, arguments.dtype)
+    print(measure_memory(small, lambda: make_step(name, builds[name], shape, arguments.dtype)))
 
 
 def page_of(arguments: argparse.Namespace, name: str, title: str, page: list[str]) -> None:

@@ -46,10 +46,15 @@ def _start_server(context: Any) -> None:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         return  # signals are the main thread's
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+        resource_tracker.ensure_running()  # it would lift the block below, if the server started it
+        # Blocked, not ignored: the server and its workers inherit that as well, and here nothing is lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         first = context.Process(target=_nothing)
         first.start()
         first.join()
@@ -84,7 +89,7 @@ class _SpawnContext(contexts.SpawnContext):
 
 
 if os.name == "posix":
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     class _ForkServerProcess(contexts.ForkServerProcess):
         @staticmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from medfm.encoders.image import ImageModel
 from medfm.objectives.base import Parts
-from medfm.objectives.config import BarlowConfig
 from medfm.objectives.gather import Gather
 from medfm.objectives.heads import ProjectionHead
+from medfm.objectives.ssl_config import BarlowConfig
 from medfm.objectives.ssl_losses import barlow_loss
 from medfm.objectives.two_views import Branch, MakeViews, TwoViewsObjective, build_views
 from medfm.transforms.draws import Draws

@@ -19,7 +19,7 @@ def batch_moments(x: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
     The sums are of x and of the squared deviations from the common mean: E[x^2] - E[x]^2 would lose all digits where the mean
     is large.
     """
-    count = gather.sum(x.new_tensor(float(x.shape[0])))
+    count = gather.sum(x.new_full((), x.shape[0]))
     mean = gather.sum_with_grad(x.sum(0)) / count
     variance = gather.sum_with_grad((x - mean).square().sum(0)) / count
     return mean, variance, count

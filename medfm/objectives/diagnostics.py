@@ -40,26 +40,6 @@ def effective_rank(features: Tensor, center: bool = False) -> float:
 
 
 @torch.no_grad()
-def teacher_entropy(logits: Tensor) -> float:
-    """Mean entropy in nats of `softmax(logits)`, (N, K): 0 where each answer is sure of one prototype, log K where of none.
-
-    `logits` are centred and divided by the temperature already. Student and teacher alike.
-    """
-    return float(torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1).mean())
-
-
-@torch.no_grad()
-def marginal_entropy(logits: Tensor) -> float:
-    """Entropy in nats of the mean of `softmax(logits)` over images, (N, K): log K where all prototypes are used alike.
-
-    Minus `teacher_entropy` it is the mutual information of image and prototype, in 0..min(log N, log K): 0 where every image
-    gets the same answer. That is both kinds of collapse that DINO (Caron et al. 2021, section 5.3) tells apart: the uniform
-    one (both entropies near log K) and the one-hot one (both near 0).
-    """
-    return float(torch.special.entr(logits.float().softmax(dim=-1).mean(dim=0)).sum())
-
-
-@torch.no_grad()
 def koleo_distance(features: Tensor) -> float:
     """Mean distance of unit-length features to their nearest neighbour, 0..2: what the KoLeo loss takes the logarithm of.
 
@@ -139,11 +119,11 @@ def knn_scores(
     counts = [k] if isinstance(k, int) else list(k)
     if not counts or min(counts) < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    train, test = F.normalize(_checked(train).float(), dim=-1), F.normalize(_checked(test).float(), dim=-1)
-    labels = train_labels.to(test.device)
+    train = F.normalize(_checked(train).to(test.device).float(), dim=-1)
+    test, labels = F.normalize(_checked(test).float(), dim=-1), train_labels.to(test.device)
     scores = test.new_full((len(counts), len(test), labels.shape[1]), math.nan)
     for stated, columns in _stated_groups(labels):
-        rows, truth = train[stated].to(test.device), labels[stated][:, columns].float()
+        rows, truth = train[stated], labels[stated][:, columns].float()
         for start in range(0, len(test), chunk):
             cosine, nearest = (test[start : start + chunk] @ rows.T).topk(min(max(counts), len(rows)), dim=1)
             # Shifted by the nearest: the share is the same, and no small temperature overflows.
@@ -172,11 +152,6 @@ class LogisticProbe:
         """(M, E) -> (M, L) float32 probabilities of "present"."""
         x = (features.to(self.mean) - self.mean) / self.std
         return torch.sigmoid(x @ self.weight.T + self.bias).float()
-
-    def on_raw_features(self) -> tuple[Tensor, Tensor]:
-        """(L, E) weight and (L,) bias that give the same logits on features that are not standardised."""
-        weight = self.weight / self.std
-        return weight, self.bias - weight @ self.mean
 
 
 def fit_logistic(

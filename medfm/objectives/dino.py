@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +14,6 @@ from medfm.encoders.pooling import pooled
 from medfm.encoders.vit import VisionTransformer
 from medfm.errors import ConfigError
 from medfm.objectives.base import Objective, Parts
-from medfm.objectives.config import DinoConfig
 from medfm.objectives.dino_loss import (
     batch_centre,
     centred,
@@ -29,6 +29,7 @@ from medfm.objectives.heads import DinoHead
 from medfm.objectives.patch_masks import draw_patch_masks
 from medfm.objectives.scaling import auto_momentum, auto_out_dim
 from medfm.objectives.schedules import cosine, linear_warmup
+from medfm.objectives.ssl_config import DinoConfig
 from medfm.transforms.draws import Draws
 from medfm.transforms.views import MultiCrop, Views
 from medfm.types import Batch, ObjectiveOutput
@@ -137,7 +138,7 @@ class DinoObjective(Objective):
     `ibot_weight` patches of some global views are masked for the student, and it learns the teacher's distributions of them;
     the mask token lives here, so that encoders keep timm's names. With `koleo_weight` features of a batch are spread.
 
-    What collapses it, and what keeps it from that: `medfm.objectives.diagnostics`.
+    How its collapse shows: `medfm.objectives.dino_loss.target_entropies`.
 
     Args:
         config: views, head, temperatures, centring, momentum, iBOT, KoLeo.
@@ -148,7 +149,7 @@ class DinoObjective(Objective):
         gather: the devices of the batch; None is the default process group where one runs.
 
     Raises:
-        ConfigError: iBOT with an encoder other than 'vit'.
+        ConfigError: iBOT with an encoder other than 'vit', or of a single patch.
     """
 
     takes_stored_pixels = True
@@ -169,6 +170,11 @@ class DinoObjective(Objective):
         encoder = network.image_encoder
         if config.ibot_weight and not isinstance(encoder, VisionTransformer):
             raise ConfigError("objective.ibot_weight: masked patches need the encoder 'vit'; set ibot_weight=0 for plain DINO")
+        if config.ibot_weight and math.prod(encoder.grid_size) < 2:  # type: ignore[arg-type]
+            raise ConfigError(
+                "objective.ibot_weight: the encoder's grid has a single patch, of which none can be masked; use smaller "
+                "patches, or ibot_weight=0"
+            )
         self.config = config
         self.views = views
         self.out_dim = out_dim
@@ -305,8 +311,8 @@ class DinoObjective(Objective):
         logs = {
             "teacher_entropy": entropy,
             "teacher_marginal_entropy": marginal,
-            "teacher_temp": entropy.new_tensor(self.teacher_temp),
-            "ema_momentum": entropy.new_tensor(self.momentum),
+            "teacher_temp": entropy.new_full((), self.teacher_temp),
+            "ema_momentum": entropy.new_full((), self.momentum),
         }
         if self.config.centring == "centre":
             logs["centre_norm"] = self.centre.norm()

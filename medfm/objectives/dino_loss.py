@@ -68,7 +68,7 @@ def masked_patch_loss(
     """
     gather = gather or SingleDevice()
     loss, _ = cross_entropies(student[None], [targets], [0], [1.0], temperature)
-    mine = (loss * weights).sum() / gather.sum(weights.new_tensor(float(images)))
+    mine = (loss * weights).sum() / gather.sum(weights.new_full((), images))
     return mine * gather.world_size + (gather.sum(mine.detach()) - mine.detach() * gather.world_size)
 
 
@@ -121,7 +121,7 @@ def sinkhorn(teacher: Tensor, temperature: float, gather: Gather | None = None, 
     low = torch.finfo(logits.dtype).min
     largest = gather.max(logits.amax(dim=0) if len(logits) else logits.new_full((prototypes,), low))
     q = (logits - largest).exp_()
-    rows = gather.sum(q.new_tensor(float(len(q))))
+    rows = gather.sum(q.new_full((), len(q)))
     tiny = torch.finfo(q.dtype).tiny
     for _ in range(iterations):
         q /= (gather.sum(q.sum(dim=0)) * prototypes).clamp_(min=tiny)
@@ -135,7 +135,7 @@ def batch_centre(teacher: Tensor, gather: Gather | None = None) -> Tensor:
     gather = gather or SingleDevice()
     logits = _wide(teacher)
     # The count travels with the sums: one message.
-    total = gather.sum(torch.cat([logits.sum(dim=0), logits.new_tensor([float(len(logits))])]))
+    total = gather.sum(torch.cat([logits.sum(dim=0), logits.new_full((1,), len(logits))]))
     return total[:-1] / total[-1].clamp(min=1)
 
 
@@ -196,7 +196,9 @@ class _CrossEntropies(torch.autograd.Function):
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         wide = torch.promote_types(logits.dtype, torch.float32)
         pulls = [target.to(wide) * (-1 / temperature) for target in targets]
-        pushes = logits.new_tensor([mass[chosen] for chosen in of_view], dtype=wide)
+        pushes = logits.new_empty(views, dtype=wide)
+        for view, chosen in enumerate(of_view):
+            pushes[view].fill_(mass[chosen])  # a tensor of them all would wait for the device
         top, top_p, along, expected = logits.new_zeros(4, views, rows, dtype=wide)
         step = max(1, min(rows, _CHUNK // prototypes))
         # Fresh memory costs more than the arithmetic on it, on a CPU: what the gradient will hold serves before it does.

@@ -14,11 +14,11 @@ from medfm.encoders.image import ImageModel
 from medfm.encoders.pooling import pooled
 from medfm.errors import ConfigError, DataError
 from medfm.objectives.base import Objective, Parts
-from medfm.objectives.config import DistillConfig
 from medfm.objectives.frozen import FrozenTeacher, teacher_from_encoder, teacher_from_file
 from medfm.objectives.gather import Gather, SingleDevice, current_gather, mean_of_rows, mean_of_sums
 from medfm.objectives.losses import at_least_float32
-from medfm.objectives.masking import Masks, block_score, draw_noise, masks_by_score, split_counts
+from medfm.objectives.masking import Masks, block_score, check_split, draw_noise, masks_by_score, split_counts
+from medfm.objectives.ssl_config import DistillConfig
 from medfm.transforms.draws import Draws
 from medfm.types import Batch, EncoderOutput, ObjectiveOutput
 
@@ -77,6 +77,7 @@ class DistillObjective(Objective):
         if config.mask_ratio:
             if getattr(encoder, "mask_dim", None) is None:
                 raise ConfigError("objective.mask_ratio: this encoder takes no mask tokens; use a ViT or Swin, or mask_ratio=0")
+            check_split(math.prod(encoder.grid_size), config.mask_ratio, "objective.mask_ratio")
             self.mask_token = nn.Parameter(torch.empty(encoder.mask_dim))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.classifier = nn.Linear(encoder.embed_dim, config.label_count) if config.label_weight else None

@@ -69,7 +69,7 @@ class DeviceGather:
 
     def sizes(self, rows: int, device: torch.device) -> list[int]:
         """Each device's number of rows; `device` is where the collective runs."""
-        mine = torch.tensor([rows], dtype=torch.int64, device=device)
+        mine = torch.full((1,), rows, dtype=torch.int64, device=device)
         everyone = mine.new_empty(self.world_size)
         dist.all_gather_into_tensor(everyone, mine, group=self.group)
         return everyone.tolist()
@@ -143,7 +143,7 @@ class _AllReduce(torch.autograd.Function):
 
 def mean_of_rows(values: Tensor, gather: Gather) -> Tensor:
     """The mean of a loss a row, (n,), over the rows of all devices; 0 of no rows."""
-    return mean_of_sums(values.sum(), values.new_tensor(float(values.shape[0])), gather)
+    return mean_of_sums(values.sum(), values.new_full((), values.shape[0]), gather)
 
 
 def mean_of_sums(total: Tensor, count: Tensor, gather: Gather) -> Tensor:

@@ -19,7 +19,7 @@ from medfm.objectives.config import M3aeConfig
 from medfm.objectives.gather import Gather, SingleDevice, current_gather, mean_of_rows, mean_of_sums
 from medfm.objectives.m3ae_decoder import M3aeDecoder, run_block
 from medfm.objectives.mae import Target
-from medfm.objectives.masking import Masks, TextMasks, draw_noise, masks_by_score, split_counts, split_text
+from medfm.objectives.masking import Masks, TextMasks, check_split, draw_noise, masks_by_score, split_counts, split_text
 from medfm.transforms.draws import Draws
 from medfm.types import Batch, EncoderOutput, ObjectiveOutput
 
@@ -75,6 +75,7 @@ class M3aeObjective(Objective):
             raise ConfigError("objective: m3ae puts words among the patches of a transformer; use the encoder 'vit'")
         if context_length < len(special) + 2:
             raise ConfigError(f"objective.tokenizer.context_length: {context_length} leaves no two words to tell apart")
+        check_split(math.prod(encoder.grid_size), config.image_mask_ratio, "objective.image_mask_ratio")
         self.config = config
         self.network = network
         self._gather = gather
@@ -174,11 +175,12 @@ class M3aeObjective(Objective):
             hidden: (B, M, dim) of the decoder. Only masked words meet the vocabulary, the widest layer of all.
         """
         asked = words.masked_real
-        logits = self.decoder.text_pred(hidden[asked])
-        wanted = tokens.gather(1, words.masked)[asked]
+        places = asked.flatten().nonzero().squeeze(1)  # asked of the device once, not for each of what follows
+        logits = self.decoder.text_pred(hidden.flatten(0, 1).index_select(0, places))
+        wanted = tokens.gather(1, words.masked).flatten().index_select(0, places)
         count = asked.sum(dim=1)
         share = count.clamp(min=1).to(torch.float64 if hidden.dtype == torch.float64 else torch.float32).reciprocal()
-        weight = share[:, None].expand(asked.shape)[asked]
+        weight = share[:, None].expand(asked.shape).flatten().index_select(0, places)
         with torch.autocast(hidden.device.type, enabled=False):
             losses = F.cross_entropy(logits.to(weight.dtype), wanted, reduction="none")
         right = (logits.detach().argmax(dim=1) == wanted).to(weight.dtype)

@@ -16,11 +16,12 @@ from medfm.encoders.patches import patchify
 from medfm.errors import ConfigError
 from medfm.objectives.base import Objective, Parts
 from medfm.objectives.config import MaeConfig
-from medfm.objectives.gather import Gather, current_gather
+from medfm.objectives.gather import Gather, SingleDevice, current_gather
 from medfm.objectives.mae_decoder import LinearHead, MaeDecoder
 from medfm.objectives.masking import (
     Masks,
     block_score,
+    check_split,
     draw_noise,
     foreground_score,
     is_foreground,
@@ -103,12 +104,13 @@ class MaeObjective(Objective):
     def __init__(self, config: MaeConfig, encoder: Any, std: Sequence[float] = (1.0,), gather: Gather | None = None) -> None:
         super().__init__()
         self.config = config
-        self.gather = gather
+        self._gather = gather
         self.image_model = ImageModel(encoder)
         self.patch_size = tuple(encoder.patch_size)
         self.channels = int(encoder.in_channels)
         self.register_buffer("pixel_std", torch.tensor(tuple(std)).expand(self.channels).clone(), persistent=False)
-        unit_grid(encoder.grid_size, config.mask_unit)  # refuse now what no batch could do
+        units = math.prod(unit_grid(encoder.grid_size, config.mask_unit))
+        check_split(units, config.mask_ratio, "objective.mask_ratio", config.foreground_share)
         values = math.prod(self.patch_size) * self.channels
         self.mask_token: nn.Parameter | None = None
         if config.encode_all:
@@ -137,6 +139,11 @@ class MaeObjective(Objective):
                 gradient_checkpointing=bool(getattr(encoder, "gradient_checkpointing", False)),
             )
         )
+
+    @property
+    def gather(self) -> Gather:
+        """In validation every device sees the whole split: there is nothing to gather."""
+        return (self._gather or current_gather()) if self.training else SingleDevice()
 
     def model(self) -> ImageModel:
         return self.image_model
@@ -205,11 +212,11 @@ class MaeObjective(Objective):
             per_pixel = F.smooth_l1_loss(predicted, wanted, reduction="none")
         per_patch = per_pixel.mean(dim=-1)
         if foreground is None:
-            total, count = per_patch.sum(), per_patch.new_tensor(float(per_patch.numel()))
+            total, count = per_patch.sum(), per_patch.new_full((), per_patch.numel())
         else:
             weight = torch.where(foreground, 1.0, self.config.background_weight).to(per_patch.dtype)
             total, count = (per_patch * weight).sum(), weight.sum()
-        gather = self.gather or current_gather()
+        gather = self.gather
         with torch.no_grad():
             error, spread = self._errors(predicted, target, per_patch if self.config.loss == "mse" else None)
             sums = gather.sum(torch.stack([total.detach(), count, error, spread]))

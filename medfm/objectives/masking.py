@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medfm.encoders.patches import split_patches
+from medfm.encoders.patches import split_patches, unravel
 from medfm.errors import ConfigError
 from medfm.transforms.draws import Draws
 
@@ -84,6 +84,19 @@ def split_counts(patches: int, ratio: float, share: float = 1.0) -> tuple[int, i
     # 10 * (1 - 0.9) is a little less than 1 in floating point.
     keep = min(max(1, math.floor(part * (1 - ratio) + 1e-9)), part - 1)
     return keep, part - keep
+
+
+def check_split(patches: int, ratio: float, key: str, share: float = 1.0) -> None:
+    """Refuses at the start what no batch could do as asked; see `split_counts`.
+
+    Raises:
+        ConfigError: `key` masks all patches, or there is a single one.
+    """
+    part = min(patches, max(2, round(share * patches)))
+    if part < 2 or part * (1 - ratio) + 1e-9 < 1:
+        raise ConfigError(
+            f"{key}={ratio:g} leaves no patch to be seen of {part}; use smaller patches" + (" or a lower ratio" * (part > 1))
+        )
 
 
 def masks_by_score(score: Tensor, keep: int, masked: int) -> Masks:
@@ -176,7 +189,7 @@ def units_to_patches(units: Tensor, grid: Sequence[int], unit: int) -> Tensor:
     """Flat indices (B, K) of units to those of their patches, (B, K * unit^axes), ascending; `grid` is the patches'."""
     if unit == 1:
         return units
-    corner = torch.unravel_index(units, tuple(n // unit for n in grid))
+    corner = unravel(units, [n // unit for n in grid])
     index = torch.zeros_like(units)[..., None]
     for place, n in zip(corner, grid, strict=True):
         along = place[..., None] * unit + torch.arange(unit, device=units.device)  # (B, K, unit)

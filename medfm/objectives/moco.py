@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from medfm.encoders.image import ImageModel
 from medfm.objectives.base import Parts
-from medfm.objectives.config import MocoConfig
 from medfm.objectives.gather import Gather
 from medfm.objectives.heads import ProjectionHead
+from medfm.objectives.ssl_config import MocoConfig
 from medfm.objectives.ssl_losses import key_loss, queue_loss
 from medfm.objectives.two_views import Branch, MakeViews, TeacherObjective, build_views, freeze_patch_embed, groups_of
 from medfm.transforms.draws import Draws

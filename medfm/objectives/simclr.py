@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from medfm.encoders.image import ImageModel
 from medfm.objectives.base import Parts
-from medfm.objectives.config import SimclrConfig
 from medfm.objectives.gather import Gather
 from medfm.objectives.heads import ProjectionHead
+from medfm.objectives.ssl_config import SimclrConfig
 from medfm.objectives.ssl_losses import nt_xent
 from medfm.objectives.two_views import Branch, MakeViews, TwoViewsObjective, build_views, groups_of
 from medfm.transforms.draws import Draws

@@ -169,7 +169,7 @@ def barlow_loss(first: Tensor, second: Tensor, weight: float, gather: Gather | N
     gather = gather or SingleDevice()
     with torch.autocast(first.device.type, enabled=False):
         first, second = at_least_float32(first), at_least_float32(second)
-        total = gather.sum(first.new_tensor(float(first.shape[0])))
+        total = gather.sum(first.new_full((), first.shape[0]))
         correlation = standardise(first, gather).t() @ standardise(second, gather)
         correlation = gather.sum_with_grad(correlation / total)
         correlation.diagonal().sub_(1)
@@ -185,4 +185,4 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _log_scale(like: Tensor, temperature: float) -> Tensor:
-    return like.new_tensor(-math.log(temperature))
+    return like.new_full((), -math.log(temperature))

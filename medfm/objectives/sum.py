@@ -35,7 +35,7 @@ class SumObjective(Objective):
         super().__init__()
         self.terms = nn.ModuleList(terms)
         self.weights = config.weights or (1.0,) * len(terms)
-        self.names = _distinct([term.name for term in config.terms])
+        self.names = distinct([term.name for term in config.terms])
         self.augment = augment
         self.preprocess = parts.preprocess
 
@@ -93,6 +93,6 @@ def _with_text(models: list[DualEncoder | ImageModel]) -> DualEncoder | ImageMod
     return next((model for model in models if isinstance(model, DualEncoder)), models[0])
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
     """`mae`, `mae` -> `mae_1`, `mae_2`."""
     return [name if names.count(name) == 1 else f"{name}_{names[: place + 1].count(name)}" for place, name in enumerate(names)]

@@ -12,11 +12,11 @@ from medfm.encoders.image import ImageModel
 from medfm.encoders.pooling import image_features
 from medfm.errors import ConfigError
 from medfm.objectives.base import Objective, Parts
-from medfm.objectives.config import MomentumConfig, NegativesConfig, TwoViewsConfig
 from medfm.objectives.ema import ema_update, make_teacher, teacher_mode
 from medfm.objectives.gather import Gather, SingleDevice, current_gather
 from medfm.objectives.scaling import auto_momentum
 from medfm.objectives.schedules import cosine
+from medfm.objectives.ssl_config import MomentumConfig, NegativesConfig, TwoViewsConfig
 from medfm.transforms.draws import Draws
 from medfm.transforms.views import MultiCrop, Views
 from medfm.types import Batch
@@ -150,7 +150,7 @@ class TeacherObjective(TwoViewsObjective):
         return first, second
 
     def momentum_log(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.momentum, device=like.device)
+        return torch.full((), self.momentum, device=like.device)
 
 
 def freeze_patch_embed(encoder: Any) -> None:

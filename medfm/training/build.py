@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from medfm.errors import ConfigError
 from medfm.registry import suggest
-from medfm.training.checkpoint import AtomicCheckpointIO
+from medfm.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from medfm.training.config import TrainerConfig
 
 # Options of lightning.Trainer that have a key of their own, or that exact resuming rests on.
@@ -110,6 +110,7 @@ def build_trainer(
     loggers: list[Any],
     callbacks: list[Callback],
     progress: bool,
+    checkpoint: Checkpoint | None = None,
 ) -> Trainer:
     """The trainer of a recipe.
 
@@ -117,12 +118,13 @@ def build_trainer(
         steps: optimiser steps of the whole run.
         batches: batches of the whole run.
         per_epoch: batches that make one pass over the training split.
+        checkpoint: the one that the run goes on from, so that its file is not read again.
 
     Raises:
         ConfigError: options that do not go together.
     """
     check_extra(config)
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(checkpoint)]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves in the middle of a step; `Checkpoints` does it between two.
         plugins.append(SLURMEnvironment(auto_requeue=False))

@@ -108,11 +108,11 @@ class Weights(Callback):
     """Writes `model.safetensors` and the learning curves at each validation and at the end.
 
     Args:
-        save: writes the weights; called on all devices, which may each hold a part of them.
-        select: "last", or "best": the lowest validation loss.
+        save: writes the weights, told the step that they are of; called on all devices, which may each hold a part of them.
+        select: "last", or "best": the lowest validation loss, where there is a validation split.
     """
 
-    def __init__(self, run: Path, save: Callable[[], None], select: str) -> None:
+    def __init__(self, run: Path, save: Callable[[int], None], select: str) -> None:
         self.run = run
         self.save = save
         self.select = select
@@ -127,9 +127,10 @@ class Weights(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        judged = "val/loss" in trainer.callback_metrics  # not without a validation split
         loss = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
-        if self.select == "last" or trainer.strategy.broadcast(loss < self.best):
-            self.save()
+        if self.select == "last" or not judged or trainer.strategy.broadcast(loss < self.best):
+            self.save(trainer.global_step)
         self.best = min(self.best, loss) if loss == loss else self.best
         self._draw(trainer)
 
@@ -137,7 +138,7 @@ class Weights(Callback):
         # Without a validation there is no best one; a file may be there all the same, of a time when the run was interrupted.
         unjudged = self.best == float("inf") or not (self.run / "model.safetensors").is_file()
         if self.select == "last" or trainer.strategy.broadcast(unjudged):
-            self.save()
+            self.save(trainer.global_step)
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:

@@ -46,7 +46,7 @@ class CollapseRules:
     """Judges the numbers of each check.
 
     Two numbers are judged, both 0 in a collapsed run: the *information* a teacher's answer holds about which image it saw
-    (nats; see `medfm.objectives.diagnostics.marginal_entropy`), and the *spread* of features (1 - mean cosine of two images).
+    (nats; see `medfm.objectives.dino_loss.target_entropies`), and the *spread* of features (1 - mean cosine of two images).
     Either must be low and have fallen far below the highest value seen in `guard.patience` checks in a row: many healthy
     networks start with features that are all but equal (LayerScale of 1e-5), and must be given time. A run that never rose
     from there is judged after the share `guard.grace` of all steps, unless it is rising.

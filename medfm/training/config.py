@@ -82,7 +82,7 @@ class TrainerConfig(Config):
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
         default="auto", description="auto: ddp on several devices; fsdp2 shares out weights, gradients and optimiser state"
     )
-    channels_last: bool = Field(default=False, description="memory layout of 2D images and encoder; faster for convolutions")
+    channels_last: bool = Field(default=False, description="memory layout of images and encoder; faster for convolutions")
     compile: bool = Field(default=False, description="torch.compile the encoders")
     val_every: float = Field(default=1.0, gt=0, description="epochs between validations")
     checkpoint_every: float = Field(default=1.0, gt=0, description="epochs between resumable checkpoints")
@@ -219,6 +219,11 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"encoder.img_size {list(size)} has {len(size)} axes, preprocess.size {list(self.preprocess.size)} has "
                 f"{len(self.preprocess.size)}"
+            )
+        patch = getattr(self.encoder, "patch_size", ())
+        if any(n % p for n, p in zip(self.preprocess.size, patch, strict=False)):
+            raise ValueError(  # views are cut from it in training, evaluation takes it whole
+                f"preprocess.size {list(self.preprocess.size)} is not a multiple of encoder.patch_size {list(patch)}"
             )
         channels = getattr(self.encoder, "in_channels", self.preprocess.channels)
         if channels != self.preprocess.channels:

@@ -22,6 +22,13 @@ from medfm.transforms.preprocess import Preprocess
 log = logging.getLogger(__name__)
 
 
+def as_judged(dataset: StudyDataset) -> StudyDataset:
+    """A data set's images and texts as evaluation takes them: random crops become middle ones, no text is drawn."""
+    made = copy.copy(dataset)
+    made.crop, made.train = "center", False
+    return made
+
+
 class FixedImages:
     """Images of a data set, read once when first asked for, kept as stored in host memory, without augmentation.
 
@@ -35,8 +42,7 @@ class FixedImages:
     """
 
     def __init__(self, dataset: StudyDataset, positions: Sequence[int], rank: int, world: int, threads: int) -> None:
-        self._dataset = copy.copy(dataset)
-        self._dataset.crop, self._dataset.train = "center", False
+        self._dataset = as_judged(dataset)
         self.positions = list(positions)
         self.labels = dataset.labels[self.positions]
         self.world = world

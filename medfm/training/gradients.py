@@ -28,9 +28,10 @@ def all_finite(tensor: Tensor) -> bool:
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
     """(n,) the norm of each gradient, over all devices where it is shared out: one small reduction for all of them."""
     norms = torch.stack(torch._foreach_norm([_local(g) for g in gradients]))
-    shared = torch.tensor([is_shard(g) for g in gradients], device=norms.device)
-    if not bool(shared.any()):
+    shards = [is_shard(g) for g in gradients]
+    if not any(shards):
         return norms
+    shared = torch.tensor(shards, device=norms.device)
     squares = torch.where(shared, norms.square(), 0.0)
     dist.all_reduce(squares)
     return torch.where(shared, squares.sqrt(), norms)

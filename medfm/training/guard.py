@@ -78,10 +78,9 @@ class Guard(Callback):
         self.preprocess = preprocess
         size = getattr(config.encoder, "img_size", None)
         self.img_size = None if size is None else tuple(size)
-        batch = config.step_batch
         per_image = _bytes(preprocess)
         images = min(self.guard.images, max(16, _KEPT_BYTES // (2 * per_image)))
-        affordable = max(16, math.floor(self.guard.share * self.guard.feature_steps * batch))
+        affordable = max(16, math.floor(self.guard.share * self.guard.feature_steps * loaders.step_batch))
         self.images = min(images, affordable, len(loaders.train))
         self.probe_images = images
         self.rules: CollapseRules | None = None
@@ -95,10 +94,13 @@ class Guard(Callback):
         self._probe_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return self.rules.state_dict() if self.rules is not None else self._kept
+        rules = self.rules.state_dict() if self.rules is not None else self._kept
+        return {"rules": rules, "warned": sorted(self._warned)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._kept = state_dict
+        # Checkpoints of medfm before this had the rules' alone.
+        self._kept = state_dict.get("rules", state_dict)
+        self._warned = set(state_dict.get("warned", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -136,7 +138,7 @@ class Guard(Callback):
         passes = len(positions) + (len(self._score) if self._score is not None else 0)
         epoch = module.batches_per_epoch / self.config.trainer.accumulate
         self._probe_steps = max(
-            round(self.guard.every * epoch), math.ceil(passes / (self.guard.share * self.config.step_batch)), 1
+            round(self.guard.every * epoch), math.ceil(passes / (self.guard.share * self.loaders.step_batch)), 1
         )
 
     def on_train_batch_end(
@@ -265,7 +267,7 @@ class Guard(Callback):
             "checks": self.checks,
         }
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(_plain(facts), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def _stop(self, trainer: Trainer, step: int, found: list[Alarm]) -> None:
         keeper = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
@@ -297,6 +299,15 @@ def _numbers(features: Tensor) -> dict[str, float]:
         "koleo_distance": diagnostics.koleo_distance(features),
         "feature_std": diagnostics.feature_std(features),
     }
+
+
+def _plain(value: Any) -> Any:
+    """With null in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _prototypes(objective: Any) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from medfm.data.batches import to_device
 from medfm.errors import TrainingError
 from medfm.objectives.base import Objective
 from medfm.training.config import PretrainConfig
@@ -30,6 +31,11 @@ def step_seed(seed: int, step: int, what: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def channels_last(axes: int) -> torch.memory_format:
+    """The memory format of images or kernels of 2 or 3 axes in which a place's channels lie together."""
+    return torch.channels_last_3d if axes == 3 else torch.channels_last
+
+
 class PretrainModule(LightningModule):
     """Moves batches through contract, augmentation and objective; logs; stops at the first number that is not finite.
 
@@ -39,10 +45,17 @@ class PretrainModule(LightningModule):
         config: the recipe.
         total_steps: optimiser steps of the whole run.
         batches_per_epoch: batches that make one pass over the training split.
+        step_batch: images that an optimiser step sees, over all devices and accumulated batches.
     """
 
     def __init__(
-        self, objective: Objective, preprocess: Preprocess, config: PretrainConfig, total_steps: int, batches_per_epoch: int
+        self,
+        objective: Objective,
+        preprocess: Preprocess,
+        config: PretrainConfig,
+        total_steps: int,
+        batches_per_epoch: int,
+        step_batch: int,
     ) -> None:
         super().__init__()
         self.objective = objective
@@ -52,6 +65,7 @@ class PretrainModule(LightningModule):
         self.sharded: Sharded | None = None
         self.total_steps = total_steps
         self.batches_per_epoch = batches_per_epoch
+        self.step_batch = step_batch
         self._draws: Draws | None = None
         self._last: ObjectiveOutput | None = None
         self._validation: list[tuple[int, dict[str, float]]] = []
@@ -69,8 +83,12 @@ class PretrainModule(LightningModule):
         devices must come here, and run the same."""
         return nullcontext() if self.sharded is None else self.sharded.gathered()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is made of, before parameters are shared out over devices."""
+        return parameter_groups(self.objective, self.config.optimizer, self.step_batch)
+
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.objective, self.config.optimizer, self.config.step_batch)
+        groups = self.parameter_groups()
         if self.sharded is not None:
             groups = self.sharded.optimised(groups)
         optimizer = optimizer_of(groups, self.config.optimizer)
@@ -93,8 +111,8 @@ class PretrainModule(LightningModule):
     def _forward(self, batch: Batch, draws: Draws) -> ObjectiveOutput:
         if not self.objective.takes_stored_pixels:
             images = self.augment.prepare(self.preprocess, batch.images, draws if self.training else None)
-            if self.config.trainer.channels_last and images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
+            if self.config.trainer.channels_last:
+                images = images.contiguous(memory_format=channels_last(images.ndim - 2))
             batch.images = images
         output: ObjectiveOutput = self.objective(batch, draws)
         return output
@@ -116,7 +134,8 @@ class PretrainModule(LightningModule):
         norm = clip_gradients(parameters, self.config.trainer.clip_grad, self.config.trainer.clip_grad_by)
         assert self._last is not None
         scaled = self.trainer.precision == "16-mixed"  # its scaler meets infinite gradients by design and skips the step
-        if not torch.isfinite(self._last.loss) or not (scaled or torch.isfinite(norm)):
+        finite = torch.isfinite(self._last.loss)
+        if not (finite if scaled else finite & torch.isfinite(norm).to(finite.device)):  # the device is asked once a step
             raise TrainingError(self._not_finite(self._last))
         self._last.logs["grad_norm"] = norm.detach()
         self.objective.after_backward(self.global_step, self.total_steps)
@@ -154,6 +173,8 @@ class PretrainModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # The same masks and views at every validation, and every device sees the whole split.
         output = self._forward(batch, Draws(step_seed(self.config.seed, batch_idx, "validation"), self.device))
+        if self.trainer.datamodule.val is None:  # type: ignore[attr-defined]
+            return  # training images, which are there to be pictured and judge nothing
         logs = {name: float(value) for name, value in {**output.logs, "loss": output.loss}.items()}
         self._validation.append((len(batch.index), logs))
 
@@ -173,5 +194,4 @@ class PretrainModule(LightningModule):
                 logger.log_metrics(metrics, self.global_step)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(batch).items()}
-        return Batch(**moved)
+        return to_device(batch, device)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medfm.errors import ConfigError
+from medfm.objectives.base import Objective
 from medfm.objectives.schedules import cosine
 from medfm.training.config import OptimizerConfig, ScheduleConfig
 from medfm.training.depth import encoders, layer_ids
@@ -32,7 +33,9 @@ def scaled_lr(lr: float, config: OptimizerConfig, batch: int) -> float:
 
 def _decays(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> bool:
     """Whether a parameter is pulled to zero. With `decay_tokens` by DINO's rule (utils.py, get_params_groups) and MAE's (timm's
-    param_groups_weight_decay): everything but biases and what has one axis."""
+    param_groups_weight_decay): everything but biases and what has one axis, which a mask token has here, and not there."""
+    if name.rpartition(".")[2] == "mask_token":
+        return config.decay_tokens
     if parameter.ndim <= 1 or name.endswith(".bias"):
         return False
     return config.decay_tokens or name.rpartition(".")[2] not in _NO_DECAY
@@ -52,6 +55,10 @@ def _multipliers(model: nn.Module, config: OptimizerConfig) -> dict[int, float]:
             value *= config.patch_embed_lr if "patch_embed." in name else 1.0
             if value != 1:
                 multipliers[id(parameter)] = value
+    for objective in (module for module in model.modules() if isinstance(module, Objective)):
+        token = getattr(objective, "mask_token", None)
+        if token is not None:  # it stands in the encoder's input, though objectives keep it
+            multipliers[id(token)] = config.layer_decay ** layer_ids(objective.learner().image_encoder)[1]
     return multipliers
 
 

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import Tensor
 
+from medfm.data.batches import first_rows
 from medfm.objectives.panels import draw, find, reconstruct
 from medfm.training.module import step_seed
 from medfm.transforms.draws import Draws
@@ -25,8 +25,9 @@ def build_panels(config: Any, objective: Any, loaders: Any, run: Path, preproces
 
 
 class Panels(Callback):
-    """Writes `reconstructions/step=N.png` and the same to TensorBoard: the first images of the validation split with the same
-    masks every time; rows are the input, what is masked, the reconstruction and the prediction alone.
+    """Writes `reconstructions/step=N.png` and the same to TensorBoard: the first images of the validation split, or some of the
+    training split where there is none, with the same masks every time; rows are the input, what is masked, the reconstruction
+    and the prediction alone.
 
     Args:
         run: the run folder.
@@ -54,7 +55,7 @@ class Panels(Callback):
             return
         module: Any = pl_module
         objective = find(module.objective)
-        few = Batch(**{k: v[: self.images] if isinstance(v, Tensor) else v for k, v in vars(batch).items()})
+        few = first_rows(batch, self.images)
         if module.objective.takes_stored_pixels:  # else the module has made them what the network takes
             few = replace(few, images=self.preprocess.to_float(few.images))
         # Sharded weights are gathered by all devices together.

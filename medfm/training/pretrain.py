@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medfm.errors import ConfigError
 from medfm.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from medfm.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ def train(config: PretrainConfig, progress: bool = True) -> Path:
 
     Raises:
         ConfigError: the run folder belongs to another recipe, or resuming is refused.
+        WeightsError: the checkpoint to go on from is damaged or of another model.
         DataError: the manifest has bad rows (all are counted) or too few training rows.
         TrainingError: a number is not finite.
     """
@@ -56,10 +60,8 @@ def train(config: PretrainConfig, progress: bool = True) -> Path:
         level=level,
     )
     digest = manifest_hash(manifest)
-    checkpoint = _checkpoint(run, config, digest)
-
     with _quiet_lightning():
-        return _fit(run, config, manifest, digest, checkpoint, progress)
+        return _fit(run, config, manifest, digest, _checkpoint(run, config, digest), progress)
 
 
 def _first_process() -> bool:
@@ -71,8 +73,8 @@ def _first_process() -> bool:
     return True
 
 
-def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
-    from medfm.training.checkpoint import checkpoints, latest_checkpoint
+def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Checkpoint | None:
+    from medfm.training.checkpoint import Checkpoint, checkpoints, latest_checkpoint
     from medfm.training.run_folder import check_same_run
 
     # Slurm starts a job that was put into the queue again with the same words; they are about its first start.
@@ -80,7 +82,7 @@ def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
     if again and config.resume != "auto" and (newest := latest_checkpoint(run / "checkpoints")) is not None:
         return newest
     if isinstance(config.resume, Path):
-        return config.resume
+        return Checkpoint.read(config.resume)
     # The first process has checked, and has begun to fill the folder.
     # A start that failed before anything was learned left no run behind that could be mixed up.
     learned = (run / "model.safetensors").is_file() or bool(checkpoints(run / "checkpoints"))
@@ -94,7 +96,7 @@ def _checkpoint(run: Path, config: PretrainConfig, digest: str) -> Path | None:
     return latest_checkpoint(run / "checkpoints")
 
 
-def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoint: Path | None, progress: bool) -> Path:
+def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoint: Checkpoint | None, progress: bool) -> Path:
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -102,11 +104,10 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     from medfm.registry import OBJECTIVES
     from medfm.training.build import build_trainer
     from medfm.training.callbacks import Checkpoints, Weights
-    from medfm.training.checkpoint import read_checkpoint
     from medfm.training.guard import build_guard
     from medfm.training.loaders import Loaders
-    from medfm.training.logs import CsvLogger
-    from medfm.training.module import PretrainModule
+    from medfm.training.logs import CsvLogger, draw_curves
+    from medfm.training.module import PretrainModule, channels_last
     from medfm.training.panels import build_panels
     from medfm.training.progress import RunProgress
     from medfm.training.run_folder import environment, write_run_files
@@ -117,38 +118,55 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     objective_config: Any = config.objective
     parts = Parts(config.encoder, preprocess, config.augment, config.step_batch, objective_config.tokenizer_config)
     loaders = Loaders(manifest, config, preprocess, parts.tokenizer)
-    parts.train_images = len(loaders.train)
-    if len(loaders.train) < config.data.batch_size and _first_process():
-        log.warning("a batch holds the %d training images, not data.batch_size=%d", len(loaders.train), config.data.batch_size)
+    parts.train_images, parts.batch_size = len(loaders.train), loaders.step_batch
+    if loaders.batch_size < config.data.batch_size and _first_process():
+        log.warning(
+            "a batch holds %d of the %d training images, not data.batch_size=%d; what follows from the batch (lr_scale, "
+            "momentum and out_dim at auto) follows from that",
+            loaders.batch_size,
+            len(loaders.train),
+            config.data.batch_size,
+        )
     torch.manual_seed(config.seed)
     objective: Objective = OBJECTIVES.build(config.objective, parts=parts)
     if config.init is not None and checkpoint is None:
         _start_from(objective, config)
     if config.trainer.channels_last:
-        parts.image_encoder.to(memory_format=torch.channels_last)
+        parts.image_encoder.to(memory_format=channels_last(len(config.preprocess.size)))
 
     per_epoch = loaders.batches_per_epoch
     batches = math.ceil(config.trainer.max_epochs * per_epoch)
     total = config.trainer.max_steps or max(1, batches // config.trainer.accumulate)
     loaders.total_batches = total * config.trainer.accumulate
-    done = int(read_checkpoint(checkpoint)["global_step"]) if checkpoint else 0
-    if done >= total:
-        log.warning("'%s' has run its %d steps already", run, total)
-        return run
+    done = checkpoint.step if checkpoint else 0
     loaders.done_batches = done * config.trainer.accumulate
 
-    module = PretrainModule(objective, preprocess, config, total, per_epoch)
+    module = PretrainModule(objective, preprocess, config, total, per_epoch, loaders.step_batch)
+    if checkpoint is not None:
+        checkpoint.check_fits(module.state_dict(), module.parameter_groups())
     facts = environment(digest, str(manifest.meta.get("card") or ""))
     extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
     extra |= {key: manifest.meta.get(key) for key in ("card", "text_kind", "licence", "intensity_units")}
+
+    def save(step: int) -> None:
+        _save(run, module, config, parts.tokenizer, {**extra, "step": step})
+
+    if checkpoint is not None and done >= total:
+        log.warning("'%s' has run its %d steps already", run, total)
+        if _first_process() and not _has_weights(run, done, config.trainer.select):
+            log.warning("its end was not written: writing the weights of its last checkpoint")
+            module.load_state_dict(checkpoint.state["state_dict"])
+            save(done)
+            draw_curves(run / "metrics.csv", run / "curves.png")
+        return run
     every = max(1, round(config.trainer.checkpoint_every * per_epoch / config.trainer.accumulate))
     keeper = Checkpoints(run / "checkpoints", every, config.trainer.keep, config.trainer.accumulate)
     callbacks = [
         build_guard(config, objective, loaders, run, preprocess),  # before the learning curves are drawn
-        Weights(run, lambda: _save(run, module, config, parts.tokenizer, extra), config.trainer.select),
+        Weights(run, save, config.trainer.select),
         keeper,
         build_panels(config, objective, loaders, run, preprocess),
-        build_views_picture(config, run, preprocess),
+        build_views_picture(objective, run, config.seed),
         RunProgress(config.name, per_epoch / config.trainer.accumulate) if progress else None,
     ]
     loggers: list[Any] = []
@@ -172,8 +190,11 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
         loggers=loggers,
         callbacks=[callback for callback in callbacks if callback is not None],
         progress=progress,
+        checkpoint=checkpoint,
     )
-    trainer.fit(module, datamodule=loaders, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    resumed = str(checkpoint.path) if checkpoint is not None else None
+    del checkpoint  # the trainer lets go of its tensors when it has loaded them
+    trainer.fit(module, datamodule=loaders, ckpt_path=resumed, weights_only=True)
     if keeper.stopped_by is not None:
         raise KeyboardInterrupt
     return run
@@ -202,6 +223,18 @@ def _save(run: Path, module: Any, config: PretrainConfig, tokenizer: Any, extra:
         save_model(run / "model.safetensors", model, recipe, tokenizer, extra, tensors=tensors)
 
 
+def _has_weights(run: Path, step: int, select: str) -> bool:
+    """Whether the run folder holds the weights of a run that ended at `step`; of the best validation, those of any step."""
+    from medfm.errors import WeightsError
+    from medfm.weights.load import read_card
+
+    try:
+        written = read_card(run).get("step")
+    except WeightsError:
+        return False
+    return select == "best" or written is None or written >= step  # None: written by an older medfm
+
+
 # True of medfm by design: a whole-run loader, in-process loading, batches moved by the module.
 _KNOWN = (
     "LeafSpec",
@@ -212,7 +245,6 @@ _KNOWN = (
     "transfer_batch_to_device",
     "in eval mode at the start of training",  # teachers
     "all_gather is deprecated",  # by Lightning itself
-    "Total length of `list` across ranks is zero",  # no validation split
 )
 
 

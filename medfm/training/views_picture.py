@@ -8,30 +8,19 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medfm.io.files import atomic_write
-from medfm.training.config import PretrainConfig
-from medfm.transforms.config import ViewsConfig
 from medfm.transforms.draws import Draws
-from medfm.transforms.preprocess import Preprocess
 from medfm.transforms.views import MultiCrop, contact_sheet
 from medfm.types import Batch
 
 _IMAGES = 4
 
 
-def build_views_picture(config: PretrainConfig, run: Path, preprocess: Preprocess) -> ViewsPicture | None:
-    """None where the objective cuts no views. Of a sum, the first term that does."""
-    objective: Any = config.objective
-    found = [
-        term for term in getattr(objective, "terms", (objective,)) if isinstance(getattr(term, "views", None), ViewsConfig)
-    ]
-    if not found:
-        return None
-    encoder: Any = config.encoder
-    size = tuple(getattr(encoder, "img_size", config.preprocess.size))
-    patch = getattr(encoder, "patch_size", None)
-    patch = (patch,) * len(size) if isinstance(patch, int) else patch
-    views = MultiCrop(preprocess, config.augment, found[0].views, size, patch)
-    return ViewsPicture(run / "views.png", views, config.seed)
+def build_views_picture(objective: Any, run: Path, seed: int) -> ViewsPicture | None:
+    """None where the objective cuts no views. Of a sum, the first term that does; by the very cutter that it trains with."""
+    for term in (objective, *getattr(objective, "terms", ())):
+        if isinstance(views := getattr(term, "views", None), MultiCrop):
+            return ViewsPicture(run / "views.png", views, seed)
+    return None
 
 
 class ViewsPicture(Callback):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from medfm.data.batches import tensors_of
 from medfm.data.cache import MemoryCache
 from medfm.data.datamodule import build_loader
 from medfm.data.dataset import StudyDataset
@@ -59,8 +60,7 @@ def dataset(manifest: Manifest, **options: Any) -> StudyDataset:
 def same(a: Batch, b: Batch) -> bool:
     return all(
         torch.equal(torch.nan_to_num(x.float(), -9), torch.nan_to_num(y.float(), -9))
-        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
-        if x is not None
+        for x, y in zip(tensors_of(a), tensors_of(b), strict=True)
     )
 
 

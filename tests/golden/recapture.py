@@ -121,8 +121,8 @@ def dino() -> Numbers:
     from medfm.encoders.config import VitConfig
     from medfm.encoders.image import ImageModel
     from medfm.encoders.vit import VisionTransformer
-    from medfm.objectives.config import DinoConfig
     from medfm.objectives.dino import DinoObjective, MaskedPatches
+    from medfm.objectives.ssl_config import DinoConfig
     from medfm.transforms.draws import Draws
     from medfm.transforms.views import Views
 

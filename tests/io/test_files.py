@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medfm.io.files import atomic_write
+from medfm.errors import ConfigError
+from medfm.io.files import atomic_write, require_writable
 
 
 def test_atomic_write__replaces_and_keeps_suffix_and_permissions(tmp_path: Path) -> None:
@@ -43,3 +44,18 @@ def test_atomic_write__nothing_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_require_writable__leaves_nothing_and_tells_what_to_do(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b", "out")
+    assert not list(tmp_path.iterdir())
+    require_writable(tmp_path, "out")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper" / "still"):
+        with pytest.raises(
+            ConfigError, match=r"out '.*' cannot be written: Not a directory; choose another place with out=\.\.\."
+        ):
+            require_writable(place, "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ConfigError, match=r"to '/proc/nowhere' cannot be written"):
+        require_writable(Path("/proc/nowhere"), "to")

@@ -10,7 +10,7 @@ import pytest
 
 from medfm.errors import DataError
 from medfm.io.load import load_image, peek
-from medfm.io.sequences import join_sequences, split_sequences
+from medfm.io.sequences import join_sequences, missing_part, split_sequences
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -28,6 +28,16 @@ def test_split_sequences__others_are_relative_to_the_first(tmp_path: Path) -> No
     assert split_sequences("plain.nii") == ["plain.nii"]
     odd = write(tmp_path / "a|b.nii", np.ones((2, 3, 4), np.int16))
     assert split_sequences(odd) == [str(odd)]
+
+
+def test_missing_part__names_the_file_and_where_it_was_looked_for(tmp_path: Path) -> None:
+    for name in ("p1/t1.nii", "p1/t2.nii"):
+        write(tmp_path / name, np.ones((2, 3, 4), np.int16))
+    assert missing_part(tmp_path / "p1/t1.nii|t2.nii") == missing_part(f"{tmp_path}/p1/t1.nii#volume=0|t2.nii") == ""
+    said = missing_part(tmp_path / "p1/t1.nii|p1/t2.nii")
+    assert said.startswith(f"'{tmp_path}/p1/p1/t2.nii' does not exist; of parts with '|' between, all but the first start from")
+    assert missing_part(tmp_path / "none.nii#volume=1") == f"'{tmp_path}/none.nii' does not exist"
+    assert "is no selector" in missing_part(tmp_path / "p1/t1.nii#page=1")
 
 
 def test_join_sequences__is_taken_apart_again() -> None:

@@ -32,9 +32,17 @@ def test_checkpoints__later_ones_go_when_a_run_goes_on_from_an_earlier_one(tmp_p
 def test_weights__best_without_a_validation_is_the_last_whatever_was_there(tmp_path: Path) -> None:
     saved: list[int] = []
     (tmp_path / "model.safetensors").touch()  # of the first part of an interrupted run
-    weights = Weights(tmp_path, lambda: saved.append(1), "best")
+    weights = Weights(tmp_path, saved.append, "best")
     weights.on_train_end(_trainer(9), None)  # type: ignore[arg-type]
     assert len(saved) == 1
     weights.on_validation_end(_trainer(9, callback_metrics={"val/loss": torch.tensor(0.5)}), None)  # type: ignore[arg-type]
     weights.on_train_end(_trainer(9), None)  # type: ignore[arg-type]
-    assert len(saved) == 2
+    assert saved == [9, 9]
+
+
+def test_weights__without_a_validation_split_are_written_at_the_same_moments(tmp_path: Path) -> None:
+    saved: list[int] = []
+    weights = Weights(tmp_path, saved.append, "best")
+    for step in (4, 8):
+        weights.on_validation_end(_trainer(step, callback_metrics={}), None)  # type: ignore[arg-type]
+    assert saved == [4, 8]

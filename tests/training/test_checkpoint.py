@@ -8,16 +8,19 @@ import pytest
 import torch
 
 from medfm.errors import WeightsError
-from medfm.training.checkpoint import AtomicCheckpointIO, checkpoint_name, latest_checkpoint, read_checkpoint
+from medfm.training.checkpoint import AtomicCheckpointIO, Checkpoint, checkpoint_name, latest_checkpoint, read_checkpoint
 
 
 def test_latest_checkpoint__passes_over_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     io = AtomicCheckpointIO()
     for step in (10, 200):
-        io.save_checkpoint({"global_step": step, "w": torch.ones(3)}, tmp_path / checkpoint_name(step))
+        state = {"global_step": step, "state_dict": {"w": torch.ones(3)}, "optimizer_states": []}
+        io.save_checkpoint(state, tmp_path / checkpoint_name(step))
     newest = tmp_path / checkpoint_name(200)
     newest.write_bytes(newest.read_bytes()[:100])
-    assert latest_checkpoint(tmp_path) == tmp_path / checkpoint_name(10)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.path, found.step) == (tmp_path / checkpoint_name(10), 10)
     assert "damaged" in caplog.text
 
 
@@ -54,3 +57,25 @@ def test_load__never_executes_a_pickle(tmp_path: Path, monkeypatch: pytest.Monke
 def test_read_checkpoint__missing() -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         read_checkpoint(Path("nope.ckpt"))
+
+
+def test_checkpoint_read__a_file_of_another_kind(tmp_path: Path) -> None:
+    torch.save({"model": torch.ones(2)}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=r"model\.pth' is no checkpoint of a medfm run"):
+        Checkpoint.read(tmp_path / "model.pth")
+
+
+def test_checkpoint_check_fits__names_the_first_differences() -> None:
+    groups = [{"params": [0, 1]}, {"params": [2]}]
+    theirs = {"objective.a": torch.ones(2, 3), "objective.b": torch.ones(()), "objective.gone": torch.ones(4)}
+    saved = Checkpoint(Path("x.ckpt"), {"global_step": 3, "state_dict": theirs, "optimizer_states": [{"param_groups": groups}]})
+    saved.check_fits(theirs, groups)
+    own = {"objective.new": torch.ones(5), "objective.a": torch.ones(3, 2), "objective.b": torch.ones(())}
+    expected = (
+        r"'x\.ckpt' is of another model: new \(absent there, 5 in this recipe\); a \(2x3 there, 3x2 in this recipe\); "
+        r"gone \(4 there, absent in this recipe\)\. Go on with the recipe"
+    )
+    with pytest.raises(WeightsError, match=expected):
+        saved.check_fits(own, groups)
+    with pytest.raises(WeightsError, match=r"another optimiser.*optimizer\.\*"):
+        saved.check_fits(theirs, [{"params": [0, 1, 2]}])

@@ -53,6 +53,21 @@ def test_encoder__of_other_axes_than_the_images_is_refused(manifest: Path) -> No
             recipe(manifest, preprocess={"size": [32, 32, 32]}, objective={"name": objective})
 
 
+def test_preprocess_size__fits_whole_patches_where_views_are_cut_from_it(manifest: Path) -> None:
+    """Training sees views of the encoder's size; evaluation would be the first to find that the whole image does not fit."""
+    values = {
+        "data": {"manifest": manifest},
+        "preprocess": {"size": (112, 112)},
+        "encoder": {"name": "vit", "img_size": (96, 96), "patch_size": (12, 12)},
+        "objective": {"name": "dino"},
+    }
+    with pytest.raises(
+        ValidationError, match=r"preprocess.size \[112, 112\] is not a multiple of encoder.patch_size \[12, 12\]"
+    ):
+        PretrainConfig.model_validate(values)
+    PretrainConfig.model_validate(values | {"preprocess": {"size": (108, 108)}})
+
+
 def test_bfloat16_weights__are_refused_where_a_teacher_follows(manifest: Path) -> None:
     precision = {"precision": "bf16-true"}
     for objective in ({"name": "dino"}, {"name": "byol"}, {"name": "sum", "terms": [{"name": "mae"}, {"name": "moco"}]}):

@@ -21,7 +21,7 @@ from medfm.objectives.diagnostics import auroc, knn_scores
 from medfm.training.checkpoint import checkpoints, read_checkpoint
 from medfm.training.collapse import CollapseRules
 from medfm.training.config import GuardConfig
-from medfm.training.guard import Guard
+from medfm.training.guard import Guard, _numbers
 from medfm.training.logs import read_metrics
 
 # A temperature at which no answer says anything, and nothing that centres it.
@@ -112,6 +112,31 @@ def test_guard__warn_says_so_once_and_goes_on(dino_recipe: Path, tmp_path: Path,
     assert len(facts["alarms"]) == 1
     assert sum("same answer to every image" in message for message in caplog.messages) == 1
     assert read_metrics(run / "metrics.csv")[-1][0] == 30
+
+
+def test_guard__an_alarm_is_not_repeated_by_a_resumed_run(
+    dino_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = {"guard.on_collapse": "warn", "trainer.max_steps": 34, "trainer.checkpoint_every": 14, **COLLAPSE}
+    overrides |= {"out": tmp_path / "run"}
+    run = medfm.pretrain(str(dino_recipe), overrides)
+    (alarm,) = _guard(run)["alarms"]
+    newest = checkpoints(run / "checkpoints")[-1]
+    newest[1].unlink()
+    assert alarm["step"] <= checkpoints(run / "checkpoints")[-1][0] < newest[0]
+    caplog.clear()
+    medfm.pretrain(str(dino_recipe), overrides)
+    assert _guard(run)["alarms"] == [alarm]
+    assert not any("same answer to every image" in message for message in caplog.messages)
+
+
+def test_guard__what_is_not_finite_is_null_in_its_file(tmp_path: Path) -> None:
+    guard: Any = Guard.__new__(Guard)
+    guard.guard, guard.path, guard.images, guard.seconds, guard.alarms = GuardConfig(), tmp_path / "guard.json", 2, 0.0, []
+    guard.checks = [{"step": 1, **_numbers(torch.full((2, 4), torch.nan))}]
+    guard._write(stopped=False)
+    facts = json.loads(guard.path.read_text(), parse_constant=pytest.fail)
+    assert facts["checks"] == [{"step": 1, "mean_cosine": None}]
 
 
 def test_guard__off_looks_at_nothing_and_training_is_the_same(healthy: Path, dino_recipe: Path, tmp_path: Path) -> None:

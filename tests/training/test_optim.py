@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from medfm.encoders.image import ImageModel
 from medfm.encoders.text import ClipTextEncoder, HuggingFaceTextEncoder
 from medfm.encoders.timm2d import TimmEncoder
 from medfm.encoders.vit import VisionTransformer
+from medfm.objectives.config import MaeConfig
+from medfm.objectives.dino import DinoObjective
+from medfm.objectives.mae import MaeObjective
+from medfm.objectives.ssl_config import DinoConfig
 from medfm.training.config import OptimizerConfig, ScheduleConfig
 from medfm.training.depth import layer_ids
 from medfm.training.gradients import clip_gradients
@@ -149,6 +154,21 @@ def test_parameter_groups__layer_decay_is_timms(model: str) -> None:
     assert set(ours) < set(theirs)
     for name, lr in ours.items():
         assert lr == pytest.approx(theirs[name]), name
+
+
+@pytest.mark.parametrize("decay_tokens", [True, False])
+def test_parameter_groups__of_an_objectives_mask_token(decay_tokens: bool) -> None:
+    """As DINOv2's utils/param_groups.py, where it is the encoder's: decayed, in layer 0. A decoder's own lies in no layer."""
+    encoder = ImageModel(VisionTransformer(VitConfig(img_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=3, num_heads=2)))
+    config = DinoConfig(hidden_dim=8, bottleneck_dim=8, ibot_weight=1.0)
+    views: Any = None
+    dino = DinoObjective(config, encoder, views, 8)
+    settings = _settings(dino, OptimizerConfig(lr=1.0, weight_decay=0.2, layer_decay=0.5, decay_tokens=decay_tokens))
+    assert settings["mask_token"] == (0.5**4, 0.2 if decay_tokens else 0.0)
+    assert settings["mask_token"][0] == settings["student.network.image_encoder.cls_token"][0]
+    mae = MaeObjective(MaeConfig(decoder_dim=8, decoder_heads=2, decoder_depth=1), encoder.image_encoder)
+    settings = _settings(mae, OptimizerConfig(lr=1.0, weight_decay=0.2, layer_decay=0.5, decay_tokens=decay_tokens))
+    assert settings["decoder.mask_token"] == (1.0, 0.2 if decay_tokens else 0.0)
 
 
 def test_layer_ids__of_text_encoders() -> None:

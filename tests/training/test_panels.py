@@ -38,3 +38,19 @@ def test_pretrain__writes_pictures_at_each_validation(tiny_recipe: Path, tmp_pat
 
 def test_pretrain__writes_none_without_reconstruction(tiny_run: Path) -> None:
     assert not (tiny_run / "reconstructions").exists()
+
+
+def test_pretrain__without_a_validation_split_training_images_are_shown(
+    tiny_recipe: Path, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    frame = medfm.read_manifest(tiny_manifest).frame
+    frame[frame["split"] == "train"].to_csv(tmp_path / "train.csv", index=False)
+    options = {"out": tmp_path / "run", **MAE, "trainer.max_epochs": 2, "augment.scale": [0.8, 1]}
+    options |= {"data.manifest": tmp_path / "train.csv", "data.root": tiny_manifest.parent}
+    run = medfm.pretrain(str(tiny_recipe), options)
+    paths = sorted((run / "reconstructions").iterdir())
+    assert [path.name for path in paths] == ["step=4.png", "step=8.png"]
+    first, second = (np.asarray(Image.open(path)) for path in paths)
+    assert first.shape == (4 * 228, 116 + 4 * 228, 3)
+    assert np.array_equal(first[: 2 * 228], second[: 2 * 228])
+    assert not np.array_equal(first[2 * 228 :], second[2 * 228 :])

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import medfm
-from medfm.errors import ConfigError, DataError, TrainingError
+from medfm.errors import ConfigError, DataError, TrainingError, WeightsError
 from medfm.training.checkpoint import checkpoints
 from medfm.training.logs import read_metrics
+from medfm.weights.load import read_card
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -114,6 +115,95 @@ def test_resume__passes_over_a_damaged_checkpoint(tiny_run: Path, tiny_recipe: P
     newest.write_bytes(newest.read_bytes()[:-200])
     medfm.pretrain(str(tiny_recipe), {"out": run})
     assert _same(tiny_run, run)
+
+
+def test_resume__reads_the_checkpoint_once(
+    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _copy(tiny_run, tmp_path / "run")
+    checkpoints(run / "checkpoints")[-1][1].unlink()
+    read: list[Any] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: read.append(args) or load(*args, **kwargs))
+    medfm.pretrain(str(tiny_recipe), {"out": run})
+    assert len(read) == 1
+    assert _same(tiny_run, run)
+
+
+def test_resume__a_checkpoint_of_other_sizes_is_one_clear_error(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    run = _copy(tiny_run, tmp_path / "run")
+    (run / "resolved.yaml").unlink()
+    with pytest.raises(WeightsError, match=r"embed_dim|is of another model: .*\(.* there, .* in this recipe\).*and \d+ more"):
+        medfm.pretrain(str(tiny_recipe), {"out": run, "encoder.embed_dim": 16})
+    with pytest.raises(WeightsError, match="another optimiser"):
+        medfm.pretrain(str(tiny_recipe), {"out": run, "optimizer.layer_decay": 0.5})
+
+
+@pytest.mark.parametrize("killed", ["before any weights", "before the last weights"])
+def test_resume__a_run_killed_before_its_weights_were_written_gets_them(
+    tiny_run: Path, tiny_recipe: Path, tmp_path: Path, killed: str
+) -> None:
+    run = _copy(tiny_run, tmp_path / "run")
+    weights = run / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    medfm.pretrain(str(tiny_recipe), {"out": run})
+    assert weights.stat().st_mtime_ns == written  # a finished run is left alone
+    weights.unlink()
+    (run / "curves.png").unlink()
+    if killed == "before the last weights":  # those of the last validation are there
+        early = medfm.pretrain(str(tiny_recipe), {"out": tmp_path / "early", "trainer.max_steps": 4})
+        assert read_card(early)["step"] == 4
+        shutil.copy(early / "model.safetensors", weights)
+    medfm.pretrain(str(tiny_recipe), {"out": run})
+    assert read_card(run)["step"] == 16
+    assert _same(tiny_run, run)
+    assert (run / "curves.png").is_file()
+
+
+def test_pretrain__without_a_validation_split_weights_are_written_along_the_way(
+    tiny_recipe: Path, tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medfm.training import pretrain
+
+    frame = medfm.read_manifest(tiny_manifest).frame
+    frame[frame["split"] == "train"].to_csv(tmp_path / "train.csv", index=False)
+    steps: list[int] = []
+    write = pretrain._save
+
+    def spy(*args: Any) -> None:
+        write(*args)
+        steps.append(read_card(args[0])["step"])
+
+    monkeypatch.setattr(pretrain, "_save", spy)
+    overrides = {"data.manifest": tmp_path / "train.csv", "data.root": tiny_manifest.parent, "trainer.max_epochs": 2}
+    often = medfm.pretrain(str(tiny_recipe), {**overrides, "out": tmp_path / "often"})
+    assert steps == [4, 8, 8]
+    assert not any(name.startswith("val/") for _, name, _ in read_metrics(often / "metrics.csv"))
+    once = medfm.pretrain(str(tiny_recipe), {**overrides, "out": tmp_path / "once", "trainer.val_every": 2})
+    assert steps[3:] == [8, 8]
+    assert _same(often, once)  # what is looked at beside training changes nothing of it
+
+
+def test_pretrain__what_follows_from_the_batch_follows_from_the_one_that_occurs(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """32 training images make no batch of 64: rate, momentum and prototypes are those of a recipe that asks for 32."""
+    from medfm.objectives import dino
+
+    asked: list[tuple[str, int]] = []
+    for name in ("auto_momentum", "auto_out_dim"):
+        rule = getattr(dino, name)
+        place = 2 if name == "auto_momentum" else 0
+        monkeypatch.setattr(dino, name, lambda *a, n=name, r=rule, p=place: asked.append((n, a[p])) or r(*a))
+    objective = {"name": "dino", "hidden_dim": 16, "bottleneck_dim": 8, "views": {"local_count": 0}}
+    common = {"objective": objective, "optimizer.lr_scale": "linear256", "trainer.max_steps": 2, "trainer.accumulate": 2}
+    runs = [
+        medfm.pretrain(str(tiny_recipe), {**common, "data.batch_size": batch, "out": tmp_path / str(batch)})
+        for batch in (32, 64)
+    ]
+    assert set(asked) == {("auto_momentum", 64), ("auto_out_dim", 64)}
+    assert _same(*runs)
+    assert sum("a batch holds 32 of the 32 training images" in message for message in caplog.messages) == 1
 
 
 def test_resume__another_recipe_in_the_folder_is_refused(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:

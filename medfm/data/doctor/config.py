@@ -8,13 +8,15 @@ from typing import Literal
 from pydantic import Field
 
 from medfm.data.engine_config import EngineConfig
-from medfm.registry import InputPath
+from medfm.registry import ImagePath, InputPath
 
 
 class DoctorConfig(EngineConfig):
     """A folder or a manifest -> a verdict on every series: accepted, repaired or rejected, and why."""
 
-    path: InputPath = Field(description="folder, searched to the bottom, manifest (.parquet, .csv), or one image file")
+    path: ImagePath = Field(
+        description="folder, searched to the bottom, manifest (.parquet, .csv), or one image as a manifest names it"
+    )
     out: Path = Field(default=Path("doctor"), description="folder for doctor.html, doctor.json and what a later run reuses")
     root: InputPath | None = Field(
         default=None, description="folder that a manifest's paths start from; default: what the manifest says"

@@ -21,6 +21,7 @@ from medfm.data.doctor.verdict import SCHEMA, Finding, Judged
 from medfm.data.survey import relative_message, relative_path
 from medfm.data.walk import Batch, Chunk, batch_key, batches, listed, walk
 from medfm.errors import ConfigError, DataError
+from medfm.io.sequences import BETWEEN, split_sequences
 
 if TYPE_CHECKING:
     from medfm.data.engine import Done
@@ -53,6 +54,10 @@ def run_doctor(config: DoctorConfig, progress: bool = False) -> DoctorReport:
     if path.is_dir():
         root = path
         chunks = list(walk(root.absolute(), [config.out], unreadable=closed))
+    elif not path.exists() and ("#" in str(path) or BETWEEN in str(path)):
+        root = Path(split_sequences(path)[0]).parent
+        named = dict.fromkeys(_parts(root.absolute(), path.relative_to(root).as_posix()), "")
+        chunks = list(_chunks_of(root.absolute(), named))
     elif path.exists() and not path.is_file():
         raise DataError(f"'{path}' is neither a folder nor a file, but a pipe, socket or device")
     elif path.suffix not in (".parquet", ".csv"):
@@ -61,6 +66,10 @@ def run_doctor(config: DoctorConfig, progress: bool = False) -> DoctorReport:
         root, named = _manifest(path, config.root)
         chunks = list(_chunks_of(root.absolute(), named))
     total = sum(len(chunk.names) for chunk in chunks)
+    if not total and named is not None:
+        raise DataError(
+            f"none of the {len(named):,} files that '{path}' names is there below '{root}'; say where they are with root=FOLDER"
+        )
     if not total:
         raise DataError(f"'{path}' holds no files")
     every = -(-total // config.thumbnails) if config.thumbnails and config.decode else 0
@@ -74,6 +83,11 @@ def run_doctor(config: DoctorConfig, progress: bool = False) -> DoctorReport:
     if not judged:
         raise DataError(f"'{path}' holds no images among its {total:,} files")
     report = DoctorReport(path, config.out, visit.files, sort(judged), visit.again, config.decode)
+    if absent := sum(finding.code == "absent" for one in judged for finding in one.reasons):
+        report.notes.append(
+            f"{absent:,} of the {len(named or ()):,} files and series that '{path.name}' names are not there; root=FOLDER says "
+            "where its paths start"
+        )
     report.notes += [f"left out: {relative_message(why, root.absolute())}" for _, why in closed[:_LEFT_OUT]]
     if len(closed) > _LEFT_OUT:
         report.notes.append(
@@ -98,12 +112,19 @@ def _make(out: Path, path: Path) -> None:
 
 
 def _manifest(path: Path, root: Path | None) -> tuple[Path, dict[str, str]]:
-    """(root, reference -> modality) of a manifest's rows."""
+    """(root, reference -> modality) of a manifest's rows; of rows of several sequences each of them."""
     from medfm.data.manifest import read_manifest
 
     manifest = read_manifest(path, root)
     frame = manifest.frame
-    return manifest.root, dict(zip(frame["image"], frame["modality"], strict=True))
+    root = manifest.root.absolute()
+    rows = zip(frame["image"], frame["modality"], strict=True)
+    return manifest.root, {part: modality for name, modality in rows for part in _parts(root, name)}
+
+
+def _parts(root: Path, name: str) -> list[str]:
+    """The references below `root` that one to an image of several sequences names."""
+    return [relative_path(part, root) for part in split_sequences(root / name)] if BETWEEN in name else [name]
 
 
 def _chunks_of(root: Path, named: Iterable[str]) -> Iterator[Chunk]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medfm.data.store.layout import find_folder
-from medfm.data.store.records import Lookup, read_records, shard_path
-from medfm.data.store.source import name_keys, states_of
+from medfm.data.store.records import Lookup, read_logs, root_digest, shard_path
+from medfm.data.store.source import name_keys, same_content, states_of
 from medfm.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,25 +29,28 @@ class Found:
         records: (N,) records of the rows; those that are not there are zeros.
         missing: (N,) bool, not stored.
         changed: (N,) bool, stored, but the file has another size or time now.
+        foreign: (N,) bool, stored from another folder, where a file of the same name, size and time has other content.
         unclear: (N,) bool, stored in several versions under one name, of files that were not looked at.
     """
 
     records: np.ndarray
     missing: np.ndarray
     changed: np.ndarray
+    foreign: np.ndarray
     unclear: np.ndarray
 
     @property
     def usable(self) -> np.ndarray:
-        return ~(self.missing | self.changed | self.unclear)
+        return ~(self.missing | self.changed | self.foreign | self.unclear)
 
 
 def find_rows(folder: Path, names: Sequence[str], modalities: Sequence[str], root: Path | None) -> Found:
     """Look rows up by name, and by the state of their files below `root`; None trusts the names."""
-    lookup = Lookup(read_records(folder), "name")
+    made, origins = read_logs(folder)
+    lookup = Lookup(made, "name")
     keys = name_keys(names, modalities)
     by_name = lookup.find(keys)
-    unclear = np.zeros(len(keys), bool)
+    unclear, foreign = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
     if root is None:
         found = by_name
         first, last = lookup.candidates(keys)
@@ -57,10 +60,23 @@ def find_rows(folder: Path, names: Sequence[str], modalities: Sequence[str], roo
             unclear[row] = len(contents) > 1
     else:
         states = np.array(states_of([root / name for name in names]), np.int64).reshape(len(keys), 2)
-        found = lookup.find(keys, {"size": states[:, 0].astype(np.uint64), "stamp": states[:, 1]})
-    records = np.zeros(len(keys), lookup.records.dtype)
-    records[found >= 0] = lookup.records[found[found >= 0]]
-    return Found(records, by_name < 0, (by_name >= 0) & (found < 0), unclear)
+        found = np.full(len(keys), -1, np.int64)
+        own = root_digest(root)
+        for origin in sorted(set(origins.tolist()), key=lambda digest: digest != own):
+            rows, among = np.flatnonzero(found < 0), np.flatnonzero(origins == origin)
+            state = {"size": states[rows, 0].astype(np.uint64), "stamp": states[rows, 1]}
+            hit = Lookup(made[among], "name").find(keys[rows], state)
+            rows, places = rows[hit >= 0], among[hit[hit >= 0]]
+            if not len(rows):
+                continue
+            chosen = [(root / names[row], modalities[row]) for row in rows.tolist()]
+            holds = origin == own or same_content(chosen, made["content"][places])
+            foreign[rows] = not holds
+            if holds:
+                found[rows] = places
+    records = np.zeros(len(keys), made.dtype)
+    records[found >= 0] = made[found[found >= 0]]
+    return Found(records, by_name < 0, (by_name >= 0) & (found < 0) & ~foreign, foreign, unclear)
 
 
 def open_rows(

@@ -86,9 +86,9 @@ def run_cache(config: CacheConfig, preprocess: PreprocessConfig, progress: bool 
     folder = make_folder(config.out, contract)
     report = CacheReport(config.out, folder.name, len(frame))
     names, modalities = frame["image"].tolist(), frame["modality"].tolist()
-    if config.verify:
-        report.damaged = _verify(folder, contract, config, progress)
     root = manifest.root.resolve()
+    if config.verify:
+        report.damaged = _verify(folder, root, contract, config, progress)
     held = find_rows(folder, names, modalities, root).usable
     rows: list[Row] = [(n, names[n], modalities[n]) for n in np.flatnonzero(~held).tolist()]
     job = Job(root, folder.resolve(), preprocess, int(config.shard_gb * 1e9), secrets.token_hex(8))
@@ -119,7 +119,7 @@ def _fill(
     """Store `rows`; (row, why) of those that cannot be."""
     failed: list[tuple[int, str]] = []
     space = _Space(job, len(rows), preprocess)
-    log = RecordLog(job.folder)
+    log = RecordLog(job.folder, job.root)
     synced = time.monotonic()
     try:
         with bar(len(rows), "caching images", progress) as advance:
@@ -198,7 +198,7 @@ class _Space:
             )
 
 
-def _verify(folder: Path, preprocess: Preprocess, config: CacheConfig, progress: bool) -> int:
+def _verify(folder: Path, root: Path, preprocess: Preprocess, config: CacheConfig, progress: bool) -> int:
     """Take back the records of all stored images whose pixels do not match their checksum; how many."""
     records = read_records(folder)
     place = np.stack([records["writer"], records["shard"].astype(np.uint64), records["offset"]], axis=1)
@@ -206,7 +206,7 @@ def _verify(folder: Path, preprocess: Preprocess, config: CacheConfig, progress:
     itemsize = np.dtype(preprocess.config.dtype).itemsize
     ends = np.cumsum(records["shape"].prod(axis=1, dtype=np.int64) * itemsize) // _CHECKED
     parts = [(n, records[ends == n]) for n in np.unique(ends).tolist()]
-    log, bad = RecordLog(folder), 0
+    log, bad = RecordLog(folder, root), 0
     try:
         with bar(len(records), "verifying images", progress) as advance:
             work = partial(_damaged, folder.resolve(), itemsize)

@@ -3,6 +3,10 @@
 A row finds its record by name and state (size and time of modification), which costs one `stat`. Where they fail (a file was
 moved, copied or touched, another manifest names it otherwise), `medfm cache` reads the file once and finds the record by
 content, without decoding it again.
+
+Two data sets may name files alike, of one size and unpacked with one time (`0001/t1.nii`). Rows below the folder that a record
+was made from are found by name and state; below any other, `SAMPLE` of them are read whole and must have the content that was
+stored, as those of a data set that was moved or is mounted elsewhere have.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ State = tuple[int, int]
 
 _MISSING: State = (0, 0)
 _BLOCK = 2**20
+SAMPLE = 8
 
 
 def name_keys(names: Sequence[str], modalities: Sequence[str]) -> np.ndarray:
@@ -109,6 +114,18 @@ def _file_digest(path: str | Path) -> bytes:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.digest()
+
+
+def same_content(references: Sequence[tuple[Path, str]], contents: np.ndarray) -> bool:
+    """Whether `SAMPLE` of the (path, modality), evenly spread, still have the `content_key` (N, 2) that was stored of them."""
+    for row in np.unique(np.linspace(0, len(references) - 1, SAMPLE).round().astype(int)).tolist():
+        try:
+            found = content_key(*references[row])
+        except (OSError, DataError):
+            return False
+        if found != tuple(contents[row].tolist()):
+            return False
+    return True
 
 
 @lru_cache(maxsize=8)  # several series of one folder: its files are read once

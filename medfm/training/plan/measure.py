@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medfm.data.batches import tensors_of, to_device
 from medfm.objectives.base import Objective, Parts
 from medfm.registry import OBJECTIVES
 from medfm.training.config import PretrainConfig
@@ -75,9 +76,9 @@ class _Step:
     """Forward, backward and update, callable apart."""
 
     def __init__(
-        self, objective: Objective, parts: Parts, config: PretrainConfig, fields: dict[str, Any], optimizer: Any, device: str
+        self, objective: Objective, parts: Parts, config: PretrainConfig, batch: Batch, optimizer: Any, device: str
     ) -> None:
-        self.objective, self.parts, self.config, self.fields = objective, parts, config, fields
+        self.objective, self.parts, self.config, self.batch = objective, parts, config, batch
         self.optimizer, self.device, self.number = optimizer, device, 0
         self.augment = Augment(config.augment)
 
@@ -85,10 +86,10 @@ class _Step:
         draws = Draws(self.number, self.device)
         self.objective.before_step(self.number, 1000)
         with precision_context(self.config.trainer.precision, self.device):
-            images = self.fields["images"]
+            images = self.batch.images
             if not self.objective.takes_stored_pixels:
                 images = self.augment.prepare(self.parts.preprocess, images, draws)
-            return self.objective(Batch(**{**self.fields, "images": images}), draws).loss
+            return self.objective(replace(self.batch, images=images), draws).loss
 
     def backward(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -100,14 +101,16 @@ class _Step:
         self.number += 1
 
 
-def _batch(config: PretrainConfig, parts: Parts, rows: int, device: str) -> dict[str, Any]:
-    fields: dict[str, Any] = example_batch(config, parts, rows)
-    like = fields["images"]
+def _batch(config: PretrainConfig, parts: Parts, rows: int, device: str) -> Batch:
+    batch = example_batch(config, parts, rows)
+    like = batch.images
     images = torch.rand(like.shape) * 255 if not like.is_floating_point() else torch.rand(like.shape)
-    fields["images"] = images.to(like.dtype)
-    if fields["tokens"] is not None:
-        fields["tokens"] = torch.randint(1, 100, fields["tokens"].shape)
-    return {k: None if v is None else v.to(device) for k, v in fields.items()}
+    batch = replace(batch, images=images.to(like.dtype))
+    if batch.tokens is not None:
+        batch.tokens = torch.randint(1, 100, batch.tokens.shape)
+    for texts in batch.texts.values():
+        texts.tokens = torch.randint(1, 100, texts.tokens.shape)
+    return to_device(batch, device)
 
 
 def _on_cuda(step: _Step, rows: int, steps: int) -> Measured:
@@ -144,8 +147,7 @@ def _on_cpu(step: _Step, rows: int, steps: int) -> Measured:
         if number:
             passes.append(between - started)
             updates.append(time.process_time() - between)
-    given = [v for v in step.fields.values() if isinstance(v, Tensor)]
-    excluded = [*step.objective.parameters(), *step.objective.buffers(), *given]
+    excluded = [*step.objective.parameters(), *step.objective.buffers(), *tensors_of(step.batch)]
     loss, kept = saved_bytes(step.forward, excluded)
     del loss
     states = [v for s in step.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]

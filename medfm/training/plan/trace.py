@@ -10,7 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from medfm.data.batches import change_tensors, tensors_of
 from medfm.errors import MedfmError
 from medfm.objectives.base import Objective, Parts
 from medfm.registry import OBJECTIVES
+from medfm.text.knowledge import load_knowledge
 from medfm.training.config import PretrainConfig
 from medfm.training.plan.flops import op_flops
 from medfm.training.plan.kernels import Kernels, cuda_attention
@@ -28,7 +31,7 @@ from medfm.training.plan.memory import Ledger, Weights, weigh
 from medfm.training.plan.shadow import ShadowDraws, ShadowMode
 from medfm.transforms.augment import Augment
 from medfm.transforms.preprocess import Preprocess
-from medfm.types import Batch
+from medfm.types import Batch, Texts
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16}
 # Training images where nobody says; sizes that are `auto` may depend on them.
@@ -85,13 +88,20 @@ class _OnMeta(TorchFunctionMode):
 
 def without_files(config: PretrainConfig) -> PretrainConfig:
     """The recipe with random weights: their values do not matter to a plan, and the files need not be here."""
-    encoder, objective = config.encoder, config.objective
-    if getattr(encoder, "weights", None) is not None:
-        encoder = encoder.model_copy(update={"weights": None})
+    encoder, objective = _without_weights(config.encoder), config.objective
     text: Any = getattr(objective, "text_encoder", None)
-    if getattr(text, "pretrained", False):
-        objective = objective.model_copy(update={"text_encoder": text.model_copy(update={"pretrained": False})})
+    absent = {"pretrained": False, "weights": None}
+    if changes := {key: value for key, value in absent.items() if getattr(text, key, None) not in (None, False)}:
+        objective = objective.model_copy(update={"text_encoder": text.model_copy(update=changes)})
     return config.model_copy(update={"encoder": encoder, "objective": objective, "init": None})
+
+
+def _without_weights(encoder: Any) -> Any:
+    """An image encoder's configuration, and that of the 2D encoder inside it, without files."""
+    changes: dict[str, Any] = {"weights": None} if getattr(encoder, "weights", None) is not None else {}
+    if getattr(encoder, "encoder", None) is not None:
+        changes["encoder"] = _without_weights(encoder.encoder)
+    return encoder.model_copy(update=changes) if changes else encoder
 
 
 def parts_of(config: PretrainConfig, batch: int | None = None, images: int = 0) -> Parts:
@@ -132,26 +142,44 @@ def _to_fake(objective: nn.Module, dtype: torch.dtype) -> None:
                 tensors[name] = made[id(tensor)]
 
 
-def example_batch(config: PretrainConfig, parts: Parts, rows: int) -> dict[str, Tensor | None]:
-    """The fields of a batch as the loader makes it, with zeros for pixels: every row has a full-length text of its own."""
+_SENTENCE = 48  # tokens of the longest sentence of a batch
+
+
+def example_batch(config: PretrainConfig, parts: Parts, rows: int) -> Batch:
+    """A batch as the loader makes it, with zeros for pixels: every row has a full-length text of its own, and all the further
+    texts that the objective reads."""
     contract = config.preprocess
     stored = {"uint8": torch.uint8, "int16": torch.int16, "float32": torch.float32}[contract.dtype]
     numbers = torch.arange(rows)
-    tokens = mask = None
+    tokens = mask = concepts = relations = None
+    texts: dict[str, Texts] = {}
+    further = config.objective.further_texts
     if parts.tokenizer is not None:
         length = parts.tokenizer.context_length
         tokens, mask = torch.ones(rows, length, dtype=torch.int64), torch.ones(rows, length, dtype=torch.int64)
+        for kind in further.kinds:
+            each, width = (further.max_sentences, min(length, _SENTENCE)) if kind == "sentences" else (1, length)
+            words = torch.ones(rows * each, width, dtype=torch.int64)
+            texts[kind] = Texts(words, words.clone(), numbers.repeat_interleave(each), torch.arange(rows * each))
+        if further.knowledge is not None:
+            count = len(load_knowledge(further.knowledge))
+            concepts = torch.ones(rows, count)
+            relations = torch.ones(rows, count, count, dtype=torch.bool) if further.relations else None
     shape = (rows, contract.stored_channels, *parts.preprocess.stored_shape[-len(contract.size) :])
-    return {
-        "images": torch.empty(shape, dtype=stored, device="meta"),
-        "tokens": tokens,
-        "attention_mask": mask,
-        "patient": numbers,
-        "text_group": numbers if tokens is not None else torch.full((rows,), -1),
-        "labels": torch.zeros(rows, 0),
-        "index": numbers,
-        "drawn": numbers if tokens is not None else torch.full((rows,), -1),
-    }
+    own = numbers if tokens is not None else torch.full((rows,), -1)
+    return Batch(
+        images=torch.empty(shape, dtype=stored, device="meta"),
+        tokens=tokens,
+        attention_mask=mask,
+        patient=numbers,
+        text_group=own,
+        labels=torch.zeros(rows, 0),
+        index=numbers,
+        drawn=own,
+        texts=texts,
+        concepts=concepts,
+        relations=relations,
+    )
 
 
 class _Watch:
@@ -226,9 +254,9 @@ def _trace(objective: Objective, parts: Parts, config: PretrainConfig, rows: int
         objective.train()
         weights = weigh(objective, getattr(config.optimizer, "name", "adamw"))
         shadow = ShadowMode(fake, watch)
-        lifted = {k: None if v is None else _lift(shadow, v) for k, v in example.items()}
+        lifted = change_tensors(example, partial(_lift, shadow))
         beside = [tensor for part in objective.outside() for tensor in (*part.parameters(), *part.buffers())]
-        for tensor in (*objective.parameters(), *objective.buffers(), *beside, *(v for v in lifted.values() if v is not None)):
+        for tensor in (*objective.parameters(), *objective.buffers(), *beside, *tensors_of(lifted)):
             watch.ledger.exclude(tensor)
         stack.enter_context(shadow)
         stack.enter_context(Kernels(cuda, watch.count))
@@ -243,7 +271,7 @@ def _trace(objective: Objective, parts: Parts, config: PretrainConfig, rows: int
         # loss.backward() leaves function modes while it runs, and what is computed again would then use other kernels.
         engine: Any = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
-    inputs = sum(v.numel() * v.element_size() for v in example.values() if v is not None)
+    inputs = sum(v.numel() * v.element_size() for v in tensors_of(example))
     ledger = watch.ledger
     return Footprint(
         rows, inputs, kept, forward_peak, ledger.peak, ledger.peak_with_gradients, forward, watch.flops, watch.full,
@@ -258,14 +286,14 @@ def _lift(shadow: ShadowMode, tensor: Tensor) -> Tensor:
 
 
 def _forward(
-    objective: Objective, parts: Parts, config: PretrainConfig, fields: Any, draws: ShadowDraws, precision: str
+    objective: Objective, parts: Parts, config: PretrainConfig, batch: Batch, draws: ShadowDraws, precision: str
 ) -> Tensor:
     """As `PretrainModule._forward`, under the trainer's precision."""
     with precision_context(precision):
-        images = fields["images"]
+        images = batch.images
         if not objective.takes_stored_pixels:
             images = Augment(config.augment).prepare(parts.preprocess, images, draws)
-        return objective(Batch(**{**fields, "images": images}), draws).loss
+        return objective(replace(batch, images=images), draws).loss
 
 
 @contextmanager

@@ -309,6 +309,57 @@ def test_doctor__a_manifest(tmp_path: Path, ct: Callable[..., list[Path]], film:
     assert by_path(report)["film.dcm"].reasons[0].code == "absent"
 
 
+def test_doctor__a_manifest_whose_images_are_elsewhere_says_what_to_set(tmp_path: Path, film: Write) -> None:
+    from medfm.data.index import index
+    from medfm.data.index_config import IndexConfig
+
+    for name in ("a.dcm", "b.dcm"):
+        film(tmp_path / "in" / name, PixelSpacing=[1, 1])
+    manifest = index(IndexConfig(images=tmp_path / "in", out=tmp_path / "m.parquet")).out
+    (tmp_path / "in").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"none of the 2 files that '.*m\.parquet' names is there below '.*in'; .* root=FOLDER"):
+        doctor(manifest, tmp_path / "doctor")
+    (tmp_path / "moved" / "b.dcm").rename(tmp_path / "moved" / "c.dcm")
+    report = doctor(manifest, tmp_path / "doctor", root=tmp_path / "moved")
+    assert report.counts["accepted"] == 1
+    assert by_path(report)["b.dcm"].reasons[0].code == "absent"
+    assert any("1 of the 2 files and series that 'm.parquet' names are not there; root=FOLDER" in note for note in report.notes)
+    console = Console(record=True, width=200)
+    console.print(render(report))
+    assert "root=FOLDER" in console.export_text()
+
+
+def test_doctor__of_several_sequences_each_file_is_judged(tmp_path: Path) -> None:
+    import nibabel
+
+    import medfm
+    from medfm.data.index import index
+    from medfm.data.index_config import IndexConfig
+
+    for patient in ("p1", "p2"):
+        (tmp_path / "in" / patient).mkdir(parents=True)
+        for name in ("t1.nii.gz", "t2.nii.gz"):
+            image = nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 900, (16, 16, 12)).astype(np.int16), np.eye(4))
+            image.set_sform(np.eye(4), 1)
+            nibabel.save(image, tmp_path / "in" / patient / name)
+    config = IndexConfig(images=tmp_path / "in", out=tmp_path / "m.parquet", sequences=("t1.nii.gz", "t2.nii.gz"))
+    manifest = index(config).out
+    report = doctor(manifest, tmp_path / "doctor")
+    assert {path: one.verdict for path, one in by_path(report).items()} == dict.fromkeys(
+        ["p1/t1.nii.gz", "p1/t2.nii.gz", "p2/t1.nii.gz", "p2/t2.nii.gz"], "accepted"
+    )
+    (tmp_path / "in" / "p2" / "t2.nii.gz").unlink()
+    verdicts = {path: one.verdict for path, one in by_path(doctor(manifest, tmp_path / "doctor")).items()}
+    assert verdicts.pop("p2/t2.nii.gz") == "rejected"
+    assert set(verdicts.values()) == {"accepted"}
+    options = {"out": tmp_path / "one", "workers": 0}
+    one = medfm.doctor(f"{tmp_path}/in/p1/t1.nii.gz|t2.nii.gz", options)
+    assert sorted(by_path(one)) == ["t1.nii.gz", "t2.nii.gz"]
+    assert one.counts["accepted"] == 2
+    with pytest.raises(ConfigError, match=r"path +'.*in/p2/t2\.nii\.gz' does not exist; of parts with"):
+        medfm.doctor(f"{tmp_path}/in/p2/t1.nii.gz|t2.nii.gz", options)
+
+
 def test_doctor__strict_and_nothing_to_look_at(tmp_path: Path, ct: Callable[..., list[Path]]) -> None:
     ct(tmp_path / "in", at=[0, 2.5, 7.5, 10])
     with pytest.raises(DataError, match=r"1 of 1 series are rejected \(1 missing\); see .*doctor.html"):

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from medfm.data.store import reader
+from medfm.data.manifest import write_manifest
+from medfm.data.store import reader, source
 from medfm.data.store.reader import StoredImages, find_rows, open_rows
 from medfm.data.store.records import RECORD, RecordLog, read_records, seal
+from medfm.data.store.source import content_key
 from medfm.errors import ConfigError, DataError
 from medfm.transforms.config import PreprocessConfig
 from medfm.transforms.preprocess import Preprocess
@@ -120,11 +125,60 @@ def test_find_rows__missing_changed_and_unclear(films: Bench) -> None:
     assert trusted.usable.all()
     other = read_records(films.inside)[:1].copy()
     other["content"] += np.uint64(1)
-    log = RecordLog(films.inside)
+    log = RecordLog(films.inside, films.folder)
     log.add(seal(other))
     log.close()
     assert find_rows(films.inside, names, kinds, None).unclear.sum() == 1
     assert find_rows(films.inside, names[:1], ["MR"], None).missing.all()  # read under another modality
+
+
+def twin(bench: Bench, folder: Path, same: bool = False) -> None:
+    """`bench` turned to another data set below `folder`: files of the same names, sizes and times, of other content."""
+    for name in bench.manifest.frame["image"]:
+        source, path = bench.folder / name, folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = bytearray(source.read_bytes())
+        data[-3] ^= 0 if same else 1
+        path.write_bytes(data)
+        os.utime(path, ns=(0, source.stat().st_mtime_ns))
+    bench.manifest = replace(bench.manifest, root=folder)
+    bench.folder = folder
+    write_manifest(bench.manifest, bench.path)
+
+
+def test_find_rows__a_data_set_with_the_same_names_sizes_and_times_is_another(volumes: Bench, tmp_path: Path) -> None:
+    volumes.cache()
+    first, where = volumes.manifest, volumes.folder
+    twin(volumes, tmp_path / "b")
+    names, kinds = first.frame["image"].tolist(), first.frame["modality"].tolist()
+    found = find_rows(volumes.inside, names, kinds, tmp_path / "b")
+    assert found.foreign.all()
+    assert not (found.usable | found.changed | found.missing).any()
+    report = volumes.cache()
+    assert (report.stored, report.decoded) == (6, 6)
+    volumes.check()
+    volumes.manifest, volumes.folder = first, where
+    volumes.check()  # and the first one has its own still
+    assert volumes.cache().decoded == 0
+
+
+def test_find_rows__a_moved_data_set_is_known_beside_its_twin(
+    volumes: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes.cache()
+    first = volumes.manifest
+    twin(volumes, tmp_path / "b")
+    volumes.cache()
+    volumes.manifest, volumes.folder = first, tmp_path
+    for log in volumes.inside.glob("records-*.log"):  # also where logs do not tell their folder
+        log.rename(log.with_name("-".join(log.stem.split("-")[:2]) + ".log"))
+    twin(volumes, tmp_path / "c", same=True)
+    volumes.check()
+    read: list[str] = []
+    monkeypatch.setattr(source, "content_key", lambda path, kind: read.append(path) or content_key(path, kind))
+    monkeypatch.setattr(source, "SAMPLE", 3)
+    assert volumes.cache().decoded == 0
+    assert [Path(path).name for path in read[-3:]] == ["0.nii", "2.nii", "5.nii"]
 
 
 def test_open_rows__a_store_can_be_moved(volumes: Bench) -> None:

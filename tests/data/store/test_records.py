@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfm.data.store.records import RECORD, Lookup, RecordLog, read_records, seal
+from medfm.data.store.records import RECORD, Lookup, RecordLog, read_logs, read_records, root_digest, seal
 from medfm.errors import DataError
 
 
@@ -17,8 +17,8 @@ def records(n: int, seed: int = 0) -> np.ndarray:
     return seal(made)
 
 
-def written(folder: Path, *parts: np.ndarray) -> Path:
-    log = RecordLog(folder)
+def written(folder: Path, *parts: np.ndarray, root: Path = Path("data")) -> Path:
+    log = RecordLog(folder, root)
     for part in parts:
         log.add(part)
     log.close()
@@ -75,11 +75,26 @@ def test_read_records__what_was_taken_back_is_gone_under_every_name(tmp_path: Pa
     assert {r.tobytes() for r in read_records(tmp_path)} == {whole[n].tobytes() for n in (0, 2, 3)}
 
 
+def test_read_logs__tell_the_folder_that_each_record_was_made_from(tmp_path: Path) -> None:
+    first, second = records(5, 0), records(3, 1)
+    written(tmp_path, first, root=Path("a"))
+    old = written(tmp_path, second, root=Path("b"))
+    old.rename(tmp_path / "records-0123456789abcdef.log")  # as logs were named before they told it
+    gone = first[1:2].copy()
+    gone["shape"] = 0
+    written(tmp_path, seal(gone), root=Path("b"))
+    made, roots = read_logs(tmp_path)
+    told = {record.tobytes(): root for record, root in zip(made, roots.tolist(), strict=True)}
+    a = root_digest(Path("a"))
+    assert a == root_digest(Path("a").absolute()) != root_digest(Path("b"))
+    assert told == {r.tobytes(): a for r in first[[0, 2, 3, 4]]} | {r.tobytes(): "0123456789abcdef" for r in second}
+
+
 def test_log__makes_no_file_without_a_record_and_names_its_fault(tmp_path: Path) -> None:
-    RecordLog(tmp_path).close()
+    RecordLog(tmp_path, tmp_path).close()
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"records-.*cannot be written: No such file"):
-        RecordLog(tmp_path / "gone").add(records(1))
+        RecordLog(tmp_path / "gone", tmp_path).add(records(1))
 
 
 def test_lookup__newest_of_equal_keys_and_both_halves_count() -> None:

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_dataset__changed_files_are_no_silent_match(films: Bench, png: Callable[
     ):
         dataset(films)
     assert len(dataset(films, check_files=False)) == 6
+
+
+def test_dataset__another_folders_files_are_no_silent_match(films: Bench, png: Callable[..., Path], tmp_path: Path) -> None:
+    films.cache()
+    for row in range(6):
+        old = films.folder / f"images/{row}.png"
+        new = png(tmp_path / "b" / f"images/{row}.png", value=row + 1)
+        new.write_bytes(new.read_bytes().ljust(old.stat().st_size, b"\0"))
+        old.write_bytes(old.read_bytes().ljust(new.stat().st_size, b"\0"))
+        os.utime(new, (9, 9))
+        os.utime(old, (9, 9))
+    films.cache()
+    films.manifest = replace(films.manifest, root=tmp_path / "b")
+    with pytest.raises(
+        DataError,
+        match=r"\(6 stored from files of the same names, sizes and times in another folder, but of other content\), first: "
+        r"row 0, 'images/0\.png'\. Run `medfm cache",
+    ):
+        dataset(films)
 
 
 def test_dataset__trains_without_the_files_where_names_are_trusted(films: Bench) -> None:

@@ -60,6 +60,21 @@ def test_trace_step__is_what_a_real_step_takes(name: str, precision: str) -> Non
     assert foot.guesses == 0
 
 
+def test_trace_step__further_texts_and_concepts() -> None:
+    """A batch of the plan holds what terms read. The word table's gradients of two passes are summed in place, which is not
+    followed: one table too many at most."""
+    terms = {"objective.terms": [{"name": "sentences"}, {"name": "hard_negatives"}], "objective.max_sentences": 3}
+    config = recipe(**TEXT, **terms, **{"objective.knowledge": "chest"})
+    foot, weights = trace_step(config, 4, cuda=False)
+    real = measure_step(config, 4, "cpu", steps=1)
+    assert real.kept is not None
+    assert foot.kept == pytest.approx(real.kept, rel=0.05)
+    memory = memory_of(foot, weights, Setting("32-true", False, 4), 1)
+    table = 49408 * 64 * 4
+    assert real.peak * 0.95 < memory.total - memory.margin < real.peak * 1.05 + table
+    assert foot.kept > trace_step(recipe(**TEXT), 4, cuda=False)[0].kept
+
+
 @pytest.mark.parametrize("changes", [{}, VOLUME])
 def test_trace_step__counts_the_textbooks_operations(changes: dict[str, Any]) -> None:
     dims = {"encoder.embed_dim": 192, "encoder.depth": 3, "encoder.num_heads": 3}
