@@ -70,6 +70,10 @@ class Registry:
         self._configs = configs
         self._entries: dict[str, tuple[type[ComponentConfig], str]] = {}
 
+    @property
+    def a_kind(self) -> str:
+        return f"{'an' if self.kind[0] in 'aeio' else 'a'} {self.kind}"
+
     def register(self, name: str, target: str) -> Callable[[C], C]:
         """Class decorator: the decorated Config is built by `target`, a "module:Class" called as `Class(config, **parts)`."""
 

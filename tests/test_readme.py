@@ -19,14 +19,30 @@ SMALLER = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_DATA = "Chest CT and reports"  # the section whose commands need nothing of the others
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (.+)\n", README, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+def commands(text: str = README) -> list[list[str]]:
+    lines = [line.split(" #")[0].strip() for block in blocks("bash", text) for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line]
+
+
+def run(words: list[str], folder: Path) -> None:
+    smaller = ["n=40", "size=64"] if "kind=chest_ct" in words else SMALLER.get(words[1], [])
+    keys = [w for w in words if w.partition("=")[0] not in {s.partition("=")[0] for s in smaller}]
+    command = [sys.executable, "-m", "medfm.cli", *keys[1:], *([] if "--help" in words else smaller)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
 
 
 def test_make_targets__exist() -> None:
@@ -37,17 +53,12 @@ def test_make_targets__exist() -> None:
 
 
 def test_commands__run_in_order(tmp_path: Path) -> None:
-    ran = 0
-    for words in commands():
-        if words[0] != "medfm":
-            continue
-        smaller = SMALLER.get(words[1], [])
-        keys = [w for w in words if w.partition("=")[0] not in {s.partition("=")[0] for s in smaller}]
-        command = [sys.executable, "-m", "medfm.cli", *keys[1:], *([] if "--help" in words else smaller)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-        ran += 1
-    assert ran >= 10
+    several = [
+        words for title, text in sections().items() if title != OWN_DATA for words in commands(text) if words[0] == "medfm"
+    ]
+    assert len(several) >= 10
+    for words in several:
+        run(words, tmp_path)
     assert (tmp_path / "runs" / "phantom_demo" / "zero_shot" / "card.html").is_file()
     film = next((tmp_path / "phantom" / "images").rglob("*.dcm"))
     script = blocks("python")[0].replace("film.dcm", str(film))
@@ -56,6 +67,14 @@ def test_commands__run_in_order(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)h#][^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
+def test_commands__of_chest_ct_run_in_order(tmp_path: Path) -> None:
+    several = commands(sections()[OWN_DATA])
+    assert len(several) >= 7
+    for words in several:
+        run(words, tmp_path)
+    assert (tmp_path / "heatmap" / "montage.png").is_file()
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)h#][^)]*)\)", README))
 def test_links__lead_somewhere(path: str) -> None:
     assert (ROOT / path).exists(), path

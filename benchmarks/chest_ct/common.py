@@ -31,10 +31,12 @@ def train(manifest: Path, run: Path, overrides: dict[str, Any], recipe: str = RE
     return run, float(clock.read_text(encoding="utf-8"))
 
 
-def scores(run: Path, manifest: Path, split: str = "test") -> dict[str, Any]:
-    """The three results of a run, and what is made of them: (model, random weights) of each headline."""
-    data = {
+def scores(run: Path, manifest: Path, split: str = "test", random: bool = True) -> dict[str, Any]:
+    """The three results of a run, and of each headline what is made of them: that of the model, and with `random` that of
+    random weights."""
+    data: dict[str, Any] = {
         "model": run,
+        "random_baseline": random,
         "data.manifest": manifest,
         "data.split": split,
         "data.val_split": "val" if split == "test" else "test",
@@ -46,15 +48,18 @@ def scores(run: Path, manifest: Path, split: str = "test") -> dict[str, Any]:
     }
     found = {name: medfm.evaluate(name, {**data, **more, "out": run / name}) for name, more in options.items()}
     findings = [e for e in found["zero_shot"]["findings"] if e["auroc"] is not None]
-    found["mean_auroc"] = _mean([(e["auroc"]["value"], e["random"]["auroc"]["value"]) for e in findings])
-    found["mean_pointing"] = _mean(
-        [(e["pointing"]["value"], e["random"]["pointing"]["value"]) for e in found["grounding"]["findings"]]
-    )
+    found["mean_auroc"] = _mean([_values(e, "auroc") for e in findings])
+    found["mean_pointing"] = _mean([_values(e, "pointing") for e in found["grounding"]["findings"]])
     for entry in found["compositional"]["scores"]:
         if entry["level"] == "sentence":
-            found[entry["kind"]] = (entry["accuracy"]["value"], entry["random"]["accuracy"]["value"])
+            found[entry["kind"]] = _values(entry, "accuracy")
     return found
 
 
-def _mean(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    return tuple(sum(column) / len(pairs) for column in zip(*pairs, strict=True))  # type: ignore[return-value]
+def _values(entry: dict[str, Any], metric: str) -> list[float]:
+    beside = entry.get("random")
+    return [entry[metric]["value"], *([beside[metric]["value"]] if beside else [])]
+
+
+def _mean(several: list[list[float]]) -> list[float]:
+    return [sum(column) / len(several) for column in zip(*several, strict=True)]

@@ -16,7 +16,7 @@ from medfm.config.overrides import Tree, child_model, default_component, merge, 
 from medfm.config.problems import Problem, explain, report
 from medfm.config.recipes import find_recipe
 from medfm.errors import ConfigError
-from medfm.registry import ComponentField, Config, MustExist
+from medfm.registry import ComponentField, Config, MustExist, Registry
 
 M = TypeVar("M", bound=Config)
 
@@ -191,10 +191,18 @@ def _validate(
             continue  # not given, or a component that may be left out
         if files and (lacking := _missing_file(values[key], info)):
             problems.append(Problem(path, lacking))
+        if (registry := _element(info)) is not None and isinstance(values[key], list | tuple):
+            found, items = _components(values[key], registry, root, path, files)
+            problems += found
+            if found:
+                values.pop(key)
+            else:
+                values[key] = items
+            continue
         if marks:
             value = {"name": values[key]} if isinstance(values[key], str) else values[key]
             if not isinstance(value, dict):
-                problems.append(Problem(path, f"must name a {marks[0].registry.kind}"))
+                problems.append(Problem(path, f"must name {marks[0].registry.a_kind}"))
                 values.pop(key)
                 continue
             try:
@@ -222,6 +230,35 @@ def _validate(
         problems += [p for p in own if not any(r == p.path or r.startswith(f"{p.path}.") for r in reported)]
         config = None
     return problems, config if not problems else None
+
+
+def _element(info: FieldInfo) -> Registry | None:
+    """The registry of a field that holds a tuple of components."""
+    marks = (m for part in getattr(info.annotation, "__args__", ()) for m in getattr(part, "__metadata__", ()))
+    return next((m.registry for m in marks if isinstance(m, ComponentField)), None)
+
+
+def _components(
+    given: Sequence[Any], registry: Registry, root: type[Config], path: str, files: bool
+) -> tuple[list[Problem], list[Any]]:
+    """Each component of a list by its own schema."""
+    problems: list[Problem] = []
+    items: list[Any] = []
+    for number, item in enumerate(given):
+        value = {"name": item} if isinstance(item, str) else item
+        place = f"{path}.{number}"
+        if not isinstance(value, dict):
+            problems.append(Problem(place, f"must name {registry.a_kind}"))
+            continue
+        try:
+            schema: type[Config] = registry.config_class(str(value.get("name", "")))
+        except ConfigError as error:
+            problems.append(Problem(place, str(error)))
+            continue
+        found, config = _validate(value, schema, root, place, files)
+        problems += found
+        items.append(config)
+    return problems, items
 
 
 def _missing_file(value: Any, info: FieldInfo) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medfm.data.packed import PackedNumbers, PackedTexts
 from medfm.text.config import FurtherTexts, ReportConfig, TextKind
-from medfm.text.counterfactual import negate, swap_sides
+from medfm.text.counterfactual import negate, swap_sides, tells_otherwise
 from medfm.text.knowledge import Knowledge, load_knowledge
 from medfm.text.report import section_text, text_key
 from medfm.types import Texts
@@ -70,10 +70,10 @@ class FurtherReports:
                     chosen = np.sort(rng(2).choice(chosen, self.further.max_sentences, replace=False))
                 found[kind] = [sentences[i] for i in chosen[: self.further.max_sentences]]
                 continue
-            if kind == "swapped":
-                text = swap_sides(drawn)
-            elif kind == "negated":
-                text = negate(drawn, None if rng is None else rng(3))
+            if kind in ("swapped", "negated"):
+                text = swap_sides(drawn) if kind == "swapped" else negate(drawn, None if rng is None else rng(3))
+                # Of a report that was drawn in part, another part may state what the changed text says.
+                text = text if text is not None and tells_otherwise(text, sentences) else None
             else:
                 text = self._sections[kind][report]
             found[kind] = [text] if text else []

@@ -89,6 +89,11 @@ class DualEncoder(nn.Module):
         output = self.text_encoder(tokens, attention_mask)
         return unit(self.text_projection(output.pooled)), output
 
+    @property
+    def token_centre(self) -> tuple[float, ...] | None:
+        """Where in its patch a token of `image_tokens` is centred, a share of it along each axis; None: in the middle."""
+        return getattr(self.image_encoder, "token_centre", None)
+
     def image_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """x (B, C, *spatial) -> patch tokens in the joint space, (B, N, D) of unit norm, and their grid.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medfm.encoders.config import MonaiConfig
+from medfm.encoders.patches import strided_centre
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
 from medfm.encoders.volume import VolumeEncoder
 from medfm.errors import ConfigError
@@ -44,6 +45,8 @@ class MonaiEncoder(VolumeEncoder):
     def __init__(self, config: MonaiConfig) -> None:
         super().__init__(config, (config.stride,) * 3)
         self.kind = next(kind for kind in ("swin", "segresnet_ds", "segresnet", "resnet") if config.model.startswith(kind))
+        if self.kind != "swin":  # which merges patches of 2 x 2 x 2
+            self.token_centre = strided_centre(self.patch_size)
         try:
             self.model: Any = _BUILDERS[self.kind](config)
         except (ValueError, TypeError) as error:
@@ -113,7 +116,6 @@ class MonaiEncoder(VolumeEncoder):
                     groups.append(tuple(names))
             return groups
         if self.kind == "segresnet_ds":
-            last = len(self.model.layers) - 1
             return [
                 (
                     f"model.layers.{n}.blocks.{i}.",
@@ -121,7 +123,6 @@ class MonaiEncoder(VolumeEncoder):
                 )
                 for n, layer in enumerate(self.model.layers)
                 for i in range(len(layer["blocks"]))
-                if n <= last
             ]
         stages = (
             {f"down_layers.{n}": layer for n, layer in enumerate(self.model.down_layers)}

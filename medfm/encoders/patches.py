@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medfm.errors import ConfigError
@@ -63,3 +64,27 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch_size: tuple[int, ..
     x = patches.reshape(patches.shape[0], *grid, *patch_size, -1).movedim(-1, 1)
     order = [axis for n in range(axes) for axis in (2 + n, 2 + axes + n)]
     return x.permute(0, 1, *order).reshape(*x.shape[:2], *(n * p for n, p in zip(grid, patch_size, strict=True)))
+
+
+def strided_centre(stride: Sequence[int]) -> tuple[float, ...]:
+    """Where in its patch a token of a CNN is centred, as a share of the patch, if all its strided layers have odd kernels
+    padded by half: token n sees what lies around pixel n * stride, the first of its patch, not the middle one."""
+    return tuple(0.5 / s for s in stride)
+
+
+def enlarge(maps: Tensor, size: Sequence[int], centre: Sequence[float] | None = None) -> Tensor:
+    """Maps of tokens (B, C, *grid) on the pixels that they stand for, (B, C, *size): linear between the tokens' centres, beyond
+    the outermost their value.
+
+    Args:
+        centre: an encoder's `token_centre`; None for the middles of patches.
+    """
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    if centre is None or all(share == 0.5 for share in centre):
+        return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)
+    for axis, (pixels, share) in enumerate(zip(size, centre, strict=True), start=2):
+        count = maps.shape[axis]
+        at = ((torch.arange(pixels, dtype=torch.float64) + 0.5) * count / pixels - share).clamp(0, count - 1)
+        weight = (1 - (at[:, None] - torch.arange(count)).abs()).clamp(min=0).to(maps)  # (pixels, count)
+        maps = (maps.movedim(axis, -1) @ weight.T).movedim(-1, axis)
+    return maps

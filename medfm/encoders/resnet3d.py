@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medfm.encoders.config import Resnet3dConfig
 from medfm.encoders.inflate import How, inflate_kernel
+from medfm.encoders.patches import strided_centre
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
 from medfm.encoders.volume import VolumeEncoder
 from medfm.errors import WeightsError
@@ -66,6 +67,7 @@ class InflatedResNet(VolumeEncoder):
 
     def __init__(self, config: Resnet3dConfig) -> None:
         super().__init__(config, list(config.stride))
+        self.token_centre = strided_centre(self.patch_size)
         bottleneck = config.depth >= 50
         first, self.stages = config.widths[0], len(config.widths)
         self.embed_dim = config.widths[-1] * (4 if bottleneck else 1)

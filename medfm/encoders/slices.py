@@ -70,6 +70,8 @@ class SlicesEncoder(VolumeEncoder):
         plane = dict(zip(config.axes[1:], inner.patch_size, strict=True))
         super().__init__(config, (1, plane["H"], plane["W"]))
         self.encoder = inner
+        centre = getattr(inner, "token_centre", (0.5, 0.5))
+        self.token_centre = (0.5, *(centre[config.axes[1:].index(a)] for a in "HW"))
         self.embed_dim = int(inner.embed_dim)
         self.chunk = config.slice_chunk
         self.grid_size = (config.img_size[0], *(inner.grid_size[config.axes[1:].index(a)] for a in "HW"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm.encoders.config import TimmConfig
+from medfm.encoders.patches import strided_centre
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
 from medfm.errors import ConfigError
 from medfm.registry import suggest
@@ -47,6 +48,8 @@ class TimmEncoder(nn.Module):
         grid_size: tokens along height and width at the configured image size.
         patch_size: pixels along height and width that a token stands for; Swin's is its last stride, 32.
         mask_dim: width of a `mask_token`, that of the patch embedding; None for models without one.
+        token_centre: where in its patch a token is centred, a share of it along height and width; known for ResNets, the middle
+            is taken for all others.
         pool: which feature stands for the image.
 
     Raises:
@@ -70,6 +73,9 @@ class TimmEncoder(nn.Module):
         self.in_channels = config.in_channels
         self.embed_dim, self.grid_size = self._probe(config)
         self.patch_size = tuple(n // g for n, g in zip(config.img_size, self.grid_size, strict=True))
+        self.token_centre: tuple[float, ...] = (0.5, 0.5)
+        if type(self.model).__module__ == "timm.models.resnet":
+            self.token_centre = strided_centre(self.patch_size)
         projection = getattr(getattr(self.model, "patch_embed", None), "proj", None)
         self.mask_dim: int | None = getattr(projection, "out_channels", None)
         if config.gradient_checkpointing:

@@ -25,6 +25,7 @@ class VolumeEncoder(nn.Module):
         in_channels: channels of a volume.
         grid_size: tokens along D, H, W at the configured size.
         patch_size: voxels along D, H, W that a token stands for.
+        token_centre: where in its patch a token is centred, a share of the patch along D, H, W; 0.5 is its middle.
         pool: which feature stands for the volume.
         mask_dim: None, as these networks take no mask tokens.
 
@@ -44,6 +45,7 @@ class VolumeEncoder(nn.Module):
         self.in_channels = config.in_channels
         self.gradient_checkpointing = config.gradient_checkpointing
         self.patch_size = tuple(stride)
+        self.token_centre: tuple[float, ...] = (0.5,) * 3
         self.grid_size = tuple(n // s for n, s in zip(config.img_size, stride, strict=True))
         self._to_network = tuple(2 + DHW.index(a) for a in config.axes)
         self._to_ours = tuple(2 + config.axes.index(a) for a in DHW)

@@ -118,6 +118,15 @@ class GroundingConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the evaluation card; default: <run>/grounding")
 
+    @model_validator(mode="after")
+    def _apart(self) -> GroundingConfig:
+        if self.data.split == self.data.val_split:
+            raise ValueError(
+                f"data.split and data.val_split are both '{self.data.split}': the threshold of Dice would be chosen on what is "
+                "scored; set data.val_split to another"
+            )
+        return self
+
 
 Level = Literal["sentence", "report"]
 

@@ -24,7 +24,7 @@ class GroundedFiles(MaskedFiles):
 
     Args:
         groups: names of the structures that a finding may lie in, a group a finding.
-        grid: of patches. tolerance: mm that distances are looked for.
+        grid: of patches. tolerance: mm that distances are looked for. centre: of a token in its patch, see `patch_matrix`.
     """
 
     def __init__(
@@ -37,10 +37,12 @@ class GroundedFiles(MaskedFiles):
         labels: Mapping[int, str],
         grid: Sequence[int],
         tolerance: float,
+        centre: tuple[float, ...] | None = None,
     ) -> None:
         structures = tuple(dict.fromkeys(name for group in groups for name in group))
         super().__init__(paths, masks, modalities, preprocess, structures, labels)
         self.groups, self.grid, self.tolerance = tuple(groups), tuple(grid), tolerance
+        self.centre = centre
 
     def __call__(self, position: int) -> tuple[Tensor, ...]:
         """One image and its masks.
@@ -49,9 +51,9 @@ class GroundedFiles(MaskedFiles):
             image: (C, *size) in storage dtype.
             masks: (G, *size) bool, on the network's grid, where a group's structures cover half a pixel or more (a structure
                 too thin for that: where it covers most).
-            distance: (G, P) mm from the middle of every patch to the nearest voxel of the group, 0 within it, infinite where it
+            distance: (G, P) mm from the centre of every patch to the nearest voxel of the group, 0 within it, infinite where it
                 is farther than `tolerance`, or there is none.
-            inside: (P,) bool, whether the middle of a patch lies in the image, not in the padding.
+            inside: (P,) bool, whether the centre of a patch lies in the image, not in the padding.
             voxels: (G, 2) voxels of the image that the group fills, and what pixels of the network's grid would hold the part
                 of them that the network does not see.
             box: (axes, 2) what part of the network's grid is image and not padding.
@@ -69,7 +71,7 @@ class GroundedFiles(MaskedFiles):
         matrix = to_source(config, image, boxes)
         least = np.minimum(0.5, covered.reshape(len(covered), -1).max(axis=1)).reshape(-1, *[1] * (covered.ndim - 1))
         masks = (covered >= least) & (covered > 0)
-        places = patch_places(matrix, config.size, self.grid)
+        places = patch_places(matrix, config.size, self.grid, self.centre)
         distance = np.stack([_distances(layer, places, image, self.tolerance) for layer in layers])
         pixel = abs(float(np.linalg.det(matrix[:3, :3])))  # voxels that one pixel of the network's grid holds
         seen = source_box(matrix, image.shape, config.size)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfm.encoders.patches import enlarge
 from medfm.errors import ConfigError, DataError
 from medfm.evaluation.beside import Draws, averaged, compared, put
 from medfm.evaluation.encode import Failure, pick_device, progress_bar, read_batches, unreadable
@@ -43,7 +43,7 @@ class Grounded:
         row: of the manifest's table. place: among the files.
         mask: on the network's grid; lost: pixels of it that the network does not see; box: what of the grid is image.
         maps: (P,) cosines of each model's patches; hit: whether its highest patch lies in the mask; peak: that patch.
-        chance: share of the image's patches whose middle lies in the mask (within the tolerance); 0: no map can hit.
+        chance: share of the image's patches whose centre lies in the mask (within the tolerance); 0: no map can hit.
     """
 
     row: int
@@ -89,15 +89,21 @@ def patch_maps(model: Model, images: Tensor, direction: Tensor) -> NDArray[np.fl
     return (tokens.double().cpu() @ direction.T).transpose(1, 2).float().numpy()
 
 
-def overlaps(case: Grounded, number: int, grid: Sequence[int], size: Sequence[int], thresholds: NDArray) -> NDArray[np.float64]:
+def overlaps(
+    case: Grounded,
+    number: int,
+    grid: Sequence[int],
+    size: Sequence[int],
+    thresholds: NDArray,
+    centre: Sequence[float] | None = None,
+) -> NDArray[np.float64]:
     """(T,) Dice of a map, enlarged linearly to the network's grid, at every threshold (ascending)."""
-    heat = enlarged(case.maps[number], grid, size)[case.box]
+    heat = enlarged(case.maps[number], grid, size, centre)[case.box]
     mask = case.mask.full(size)[case.box]
-    edges = np.concatenate([[-np.inf], thresholds, [np.inf]])
 
     def above(values: NDArray) -> NDArray[np.int64]:
         """How many values reach each threshold."""
-        counts = np.bincount(np.searchsorted(edges[1:-1], values, side="right"), minlength=len(thresholds) + 1)
+        counts = np.bincount(np.searchsorted(thresholds, values, side="right"), minlength=len(thresholds) + 1)
         return counts[::-1].cumsum()[::-1][1:]
 
     called, both = above(heat.reshape(-1)), above(heat[mask])
@@ -105,20 +111,22 @@ def overlaps(case: Grounded, number: int, grid: Sequence[int], size: Sequence[in
     return np.asarray(2 * both / np.maximum(called + true, 1e-9), np.float64)
 
 
-def enlarged(values: NDArray[np.float32], grid: Sequence[int], size: Sequence[int]) -> NDArray[np.float32]:
-    """A map of patches (P,) on the network's grid, linear between their middles."""
-    mode = "bilinear" if len(grid) == 2 else "trilinear"
-    x = torch.from_numpy(values).reshape(1, 1, *grid)
-    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False)[0, 0].numpy()
+def enlarged(
+    values: NDArray[np.float32], grid: Sequence[int], size: Sequence[int], centre: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """A map of patches (P,) on the network's grid, linear between what they are centred on."""
+    return enlarge(torch.from_numpy(values).reshape(1, 1, *grid), size, centre)[0, 0].numpy()
 
 
-def best_threshold(cases: Sequence[Grounded], number: int, grid: Sequence[int], size: Sequence[int]) -> float | None:
+def best_threshold(
+    cases: Sequence[Grounded], number: int, grid: Sequence[int], size: Sequence[int], centre: Sequence[float] | None = None
+) -> float | None:
     """The threshold of the best mean Dice over `cases`; None without any."""
     if not cases:
         return None
     low, high = min(c.maps[number].min() for c in cases), max(c.maps[number].max() for c in cases)
     thresholds = np.linspace(low, high, _THRESHOLDS)
-    return float(thresholds[np.mean([overlaps(c, number, grid, size, thresholds) for c in cases], axis=0).argmax()])
+    return float(thresholds[np.mean([overlaps(c, number, grid, size, thresholds, centre) for c in cases], axis=0).argmax()])
 
 
 @dataclass(eq=False)
@@ -166,7 +174,7 @@ def run_grounding(config: GroundingConfig, progress: bool = True) -> dict[str, A
     findings, groups, left_out, files = _files(config, manifest, rows, prompts, model)
     cases, failures = _cases(models, manifest, rows, findings, files, config, progress)
     splits = manifest.frame["split"].astype(str).to_numpy()
-    size, grid = model.preprocess.config.size, files.grid
+    size, grid, centre = model.preprocess.config.size, files.grid, files.centre
     patients = patient_codes(manifest.frame)
     scored = np.unique([c.row for several in cases.values() for c in several if splits[c.row] == data.split]).astype(np.int64)
     resamples = PatientResamples(patients[scored], config.bootstrap, config.seed)
@@ -181,11 +189,12 @@ def run_grounding(config: GroundingConfig, progress: bool = True) -> dict[str, A
             continue
         at = np.searchsorted(scored, [c.row for c in test])
         hits = np.array([c.hit for c in test], np.float64)
-        cuts = [best_threshold(val, number, grid, size) for number in range(len(models))]
+        cuts = [best_threshold(val, number, grid, size, centre) for number in range(len(models))]
         mine = {"pointing": compared(hits[:, 0], hits[:, 1] if len(models) > 1 else None, at, resamples)}
         if cuts[0] is not None:
             dice = np.array(
-                [[overlaps(c, n, grid, size, np.array([cut]))[0] for n, cut in enumerate(cuts)] for c in test], np.float64
+                [[overlaps(c, n, grid, size, np.array([cut]), centre)[0] for n, cut in enumerate(cuts)] for c in test],
+                np.float64,
             )
             mine["dice"] = compared(dice[:, 0], dice[:, 1] if len(models) > 1 else None, at, resamples)
         entry: dict[str, Any] = {
@@ -271,7 +280,7 @@ def _files(
     blank = torch.zeros(1, *preprocess.stored_shape, dtype=getattr(torch, preprocess.config.dtype))
     with torch.no_grad():
         _, grid = model.dual.image_tokens(model.preprocess.to_float(blank.to(model.device)))
-    files = GroundedFiles(*places, modalities, preprocess, groups, labels, grid, config.tolerance)
+    files = GroundedFiles(*places, modalities, preprocess, groups, labels, grid, config.tolerance, model.dual.token_centre)
     return findings, groups, left_out, files
 
 

@@ -41,7 +41,7 @@ def _example(done: Done, case: Grounded) -> dict[str, Any]:
     size = preprocess.config.size
     stored, *_ = done.files(case.place)
     unit = preprocess.to_unit(stored[None])[0].numpy()
-    heat, mask = enlarged(case.maps[0], grid, size), case.mask.full(size)
+    heat, mask = enlarged(case.maps[0], grid, size, done.files.centre), case.mask.full(size)
     if len(size) == 2:
         shown = plots.grey_picture(unit)
         times = max(1, -(-256 // max(shown.shape)))
@@ -50,7 +50,8 @@ def _example(done: Done, case: Grounded) -> dict[str, Any]:
     else:
         at = int(mask.any(axis=0).size and mask.sum(axis=(1, 2)).argmax())
         peak = np.unravel_index(case.peak[0], grid)
-        at = int((peak[0] + 0.5) * size[0] / grid[0]) if case.hit[0] else at
+        share = 0.5 if done.files.centre is None else done.files.centre[0]
+        at = int((peak[0] + share) * size[0] / grid[0]) if case.hit[0] else at
         picture = strip(grey_volume(unit), heat, preprocess.config.orientation, 5, at, mask)
     return {
         "row": int(done.manifest.frame.index[case.row]),

@@ -57,12 +57,15 @@ def located(preprocess: Preprocess, image: Image) -> tuple[NDArray, NDArray]:
     return np.ascontiguousarray(preprocess.fit(whole)), to_source(preprocess.config, image, boxes)
 
 
-def patch_places(matrix: NDArray, size: Sequence[int], grid: Sequence[int]) -> NDArray[np.float64]:
-    """(P, 3): the voxel coordinates of the middles of all patches, in the order of tokens; `matrix` as `to_source` gives it."""
+def patch_places(
+    matrix: NDArray, size: Sequence[int], grid: Sequence[int], centre: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """(P, 3): the voxel coordinates that all patches are centred on, in the order of tokens; `matrix` as `to_source` gives it,
+    `centre` as an encoder's `token_centre`."""
     index = np.indices(tuple(grid)).reshape(len(grid), -1)[::-1]  # (x, y, z), the last axis of the grid running fastest
     points = np.zeros((4, index.shape[1]))
     points[: len(grid)], points[3] = index, 1.0
-    return (matrix @ patch_matrix(size, grid) @ points)[:3].T
+    return (matrix @ patch_matrix(size, grid, centre) @ points)[:3].T
 
 
 def in_image(places: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -81,6 +84,7 @@ class HeatMap:
         cosine: of the whole image with the text (less that with `against`).
         patches: (D, H, W) or (H, W) float32, one value a patch.
         matrix: (4, 4) patch index (x, y, z) -> voxel index.
+        centre: of a token in its patch, see `patch_matrix`.
     """
 
     image: Image
@@ -90,15 +94,16 @@ class HeatMap:
     cosine: float
     patches: NDArray[np.float32]
     matrix: NDArray[np.float64]
+    centre: tuple[float, ...] | None = None
 
     @cached_property
     def array(self) -> NDArray[np.float32]:
-        """(i, j, k) on the image's grid: linear between the middles of patches, NaN where the network saw nothing."""
-        return on_source(self.patches, self.matrix, self.image.shape[:3])
+        """(i, j, k) on the image's grid: linear between what patches are centred on, NaN where the network saw nothing."""
+        return on_source(self.patches, self.matrix, self.image.shape[:3], self.centre)
 
     @cached_property
     def peak(self) -> tuple[int, int, int]:
-        """The voxel in the middle of the patch that resembles the text most, of patches whose middle lies in the image."""
+        """The voxel that the patch which resembles the text most is centred on, of patches centred on the image."""
         grid = self.patches.shape
         # Of `patch_places`: the matrix is already that of patches, so that each is as large as 1.
         places = patch_places(self.matrix, grid, grid)
@@ -183,7 +188,8 @@ def heat_map(
         (against,) if isinstance(against, str) and against else tuple(against),
         float(whole @ direction),
         cosines,
-        matrix @ patch_matrix(preprocess.config.size, grid),
+        matrix @ patch_matrix(preprocess.config.size, grid, model.dual.token_centre),
+        model.dual.token_centre,
     )
 
 

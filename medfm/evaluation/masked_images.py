@@ -68,6 +68,8 @@ class MaskedFiles:
         if self.structures and path.is_dir():  # one file a structure: the others need not be opened
             names = [file.name for file in path.iterdir() if is_nifti_name(file.name)]
             only = tuple(name for name in self.structures if f"{name}.nii" in names or f"{name}.nii.gz" in names)
+        elif is_nifti_name(path.name) and set(self.structures) <= set(self.labels.values()):
+            only = self.structures  # a label map of a hundred structures would be as many layers
         return image, load_mask(path, image, self.labels, only)
 
     def __call__(self, position: int) -> tuple[Tensor, ...]:

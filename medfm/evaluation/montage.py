@@ -74,7 +74,9 @@ def _place(axis: int, affine: NDArray, k: int) -> str:
 def chosen_slices(count: int, wanted: int, always: int, within: NDArray[np.bool_] | None = None) -> list[int]:
     """`wanted` of `count` slices, evenly, of those `within`; `always` takes the place of the nearest one."""
     places = np.flatnonzero(within) if within is not None and within.any() else np.arange(count)
-    picks = np.unique(places[np.rint(np.linspace(0, len(places) - 1, min(wanted, len(places)) + 2)[1:-1]).astype(int)])
+    # The middles of as many equal parts: as far from each other as from the ends, and no slice twice.
+    wanted = min(wanted, len(places))
+    picks = places[((np.arange(wanted) + 0.5) * len(places) / wanted).astype(int)]
     if always not in picks:
         picks[int(np.abs(picks - always).argmin())] = always
     return sorted({int(n) for n in picks})

@@ -112,7 +112,7 @@ def grounding_table(result: dict[str, Any]) -> RenderableType:
     if random:
         columns["random "] = lambda entry: _value(entry["random"]["dice"]) if "random" in entry else "–"
     note = (
-        f"pointing game with a tolerance of {result['settings']['tolerance']:g} mm; ceiling: images in which the middle of "
+        f"pointing game with a tolerance of {result['settings']['tolerance']:g} mm; ceiling: images in which the centre of "
         "some patch lies in the mask"
     )
     return _findings_table("grounding", result, columns, [note], images=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfm.encoders.patches import enlarge
 from medfm.errors import DataError
 from medfm.evaluation.encode import encode_all, pick_device, progress_bar
 from medfm.evaluation.provenance import failure_facts
@@ -167,8 +168,7 @@ def patch_similarity(model: Model, images: Tensor, direction: Tensor) -> Tensor:
         tokens, grid = model.dual.image_tokens(model.preprocess.to_float(images.to(model.device)))
         cosines = tokens.cpu() @ direction.to(tokens.dtype)
         maps = cosines.reshape(len(images), 1, *grid)
-        mode = "bilinear" if len(grid) == 2 else "trilinear"
-        return F.interpolate(maps, size=images.shape[2:], mode=mode, align_corners=False)[:, 0]
+        return enlarge(maps, images.shape[2:], model.dual.token_centre)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,12 @@ untrue of the image and read like a report. Where no rule gives that the answer 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from medfm.text.normal import THING, classify, clauses
+from medfm.text.normal import THING, classify, clauses, gone
+from medfm.text.report import text_key
 from medfm.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _SIDE = re.compile(
 # "left and right" exchanged says the same; chambers are the heart's, whatever the side of the device that leads to them.
 _FIXED = re.compile(
     r"\b(?:left|right)\s*(?:and|or|&|/|as well as)\s*(?:the\s+)?(?:left|right)\b"
+    # "a left effusion and a right effusion": the same part on both sides.
+    r"|\b(?:left|right)\s+(?P<part>\w+(?:\s+\w+){0,3}?)\s+(?:and|or|as well as)\s+(?:(?:in|the|an?)\s+){0,2}"
+    r"(?:left|right)\s+(?P=part)\b"
     r"|\b(?:left|right)\s+(?:atri\w+|ventric\w+|heart(?!\s+border))",
     re.IGNORECASE,
 )
@@ -36,12 +40,21 @@ _FIXED = re.compile(
 def swap_sides(text: str) -> str | None:
     """`text` with left and right exchanged throughout.
 
-    None where that would say nothing untrue: no side is named, or only beside what is normal or denied ("No left effusion."),
-    in "left and right", or in the name of a heart chamber.
+    None where that would say nothing untrue: no side is named, or only beside what is normal, denied ("No left effusion.") or
+    gone ("The left effusion has resolved."), in "left and right", or in the name of a heart chamber; or the sentences are the
+    same ones afterwards.
     """
-    if not any(_side_matters(s) for s in split_sentences(text)):
+    sentences = split_sentences(text)
+    if not any(_side_matters(s) for s in sentences):
         return None
-    return _exchange(text)
+    changed = _exchange(text)
+    return changed if tells_otherwise(changed, sentences) else None
+
+
+def tells_otherwise(text: str, stated: Iterable[str]) -> bool:
+    """Whether a changed text says something that the report's sentences `stated` do not: "Right effusion." is no counterfactual
+    of a "Left effusion." where the report states both."""
+    return not {text_key(s) for s in split_sentences(text)} <= {text_key(s) for s in stated}
 
 
 def _exchange(text: str) -> str:
@@ -59,8 +72,10 @@ def _exchange(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _side_matters(sentence: str) -> bool:
     kind = classify(sentence)
-    return _exchange(sentence) != sentence and (
-        kind == "abnormal" or (kind == "unknown" and not _STATES_NORMAL.search(sentence))
+    return (
+        not gone(sentence)
+        and _exchange(sentence) != sentence
+        and (kind == "abnormal" or (kind == "unknown" and not _STATES_NORMAL.search(sentence)))
     )
 
 
@@ -76,7 +91,8 @@ _THING = re.compile(rf"\b(?:{THING})\b", re.IGNORECASE)
 _DEGREE = (
     r"(?:very |tiny|trace|small|minimal|mild|slight|moderate|medium|large|extensive|sizeable|massive|marked|severe|minor|"
     r"subtle|faint|new|stable|unchanged|persistent|possible|questionable|suspected|probable|likely|early|developing|borderline|dense|"
-    r"patchy|confluent|solitary|single|\d+(?:\.\d+)?\s?(?:mm|cm))(?:[- ]sized)?"
+    r"patchy|confluent|solitary|single|residual|improv(?:ed|ing)|decreas(?:ed|ing)|worsen(?:ed|ing)|resolving|enlarging|"
+    r"\d+(?:\.\d+)?\s?(?:mm|cm))(?:[- ]sized)?"
 )
 _LEAD = re.compile(
     rf"^(?:(?:an?|the|some|several|multiple|few|again|is|are)\s+|{_DEGREE}(?:\s+to\s+{_DEGREE})?[\s,]+)+", re.IGNORECASE
@@ -110,6 +126,13 @@ _COUNT = re.compile(
     r"abnormality|process|catheter|tube|pacemaker|pacer|line|drain|stent|device|deformity|density|shift|cavity|consolidation)$",
     re.IGNORECASE,
 )
+_ASIDE = re.compile(r"\s*\([^()]*\)")
+# What is said of a change does not say what the image shows: "Interval decrease in the effusion."
+_CHANGE = re.compile(
+    r"\b(?:decrease|increase|improvement|worsening|clearing|progression|reduction|change|development|placement)\s+(?:of|in)\b",
+    re.IGNORECASE,
+)
+_IN_DOUBT = re.compile(r"\b(?:cannot|can not|not) be (?:\w+ly )?(?:excluded|ruled out)\b|\bif any\b", re.IGNORECASE)
 _TAIL = re.compile(r"\s*(?:,|;|:|\b(?:with|without|which|that|by|but|however|beyond)\b).*$", re.IGNORECASE)
 
 
@@ -144,7 +167,7 @@ def _states(sentence: str) -> bool:
 @lru_cache(maxsize=4096)
 def _negated(sentence: str) -> str | None:
     body = sentence.strip().rstrip(".").strip()
-    if not body or sentence.endswith("?"):
+    if not body or sentence.endswith("?") or _IN_DOUBT.search(body) or gone(body):
         return None
     for rule in _RULES:
         new = rule(body)
@@ -177,11 +200,12 @@ def _article(noun: str) -> str:
 
 def _denied(noun: str) -> str | None:
     """ "a small left pleural effusion" -> "no left pleural effusion"; None where it names no finding."""
-    noun = _SIZE.sub("", _TAIL.sub("", noun.strip()))
+    noun = _SIZE.sub("", _TAIL.sub("", _ASIDE.sub("", noun.strip())))
     noun = _LEAD.sub("", f"{noun} ").strip()
     head = re.split(r"\s+(?:in|of|on|at|over|within|along)\s+", noun)[0]
     if (
         not _THING.search(noun)
+        or _CHANGE.search(noun)
         or re.search(r"(?:ed|ent|al)$", head)
         or re.search(r"\b(?:no|not|without|normal|clear)\b", noun, re.IGNORECASE)
     ):

@@ -12,8 +12,10 @@ The format (YAML), by example:
         synonyms: [effusion, pleural fluid]    # optional; said by `describe`, matched in reports
         wordings: [blunting of * costophrenic] # optional; matched in reports only
         absent: [angles are sharp]             # optional; wordings that say it is not there, without a negation
+        unless: [joint effusion]               # optional; wordings of something else that hold one of these
         parents: [Pleural Disease]             # optional; a finding is one of these, a part of the body lies in these
 
+Words within a longer wording of another finding or device do not state this one: "pericardial effusion" is no pleural effusion.
 In a name, synonym or wording `*` alone stands for up to three words of one clause, `word*` for any ending of a word; a plural s
 needs no mention, nor does the case of letters.
 
@@ -35,7 +37,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from medfm.errors import ConfigError
 from medfm.registry import suggest
 from medfm.text.data_file import find_file, phrases_of, read_yaml, report_problems, shipped_names, unknown_keys
-from medfm.text.normal import classify, clauses
+from medfm.text.normal import classify, clauses, gone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +46,8 @@ ConceptKind = Literal["anatomy", "pathology", "device", "normal"]
 
 SHIPPED = Path(__file__).with_name("knowledge_sets")
 _FILE_KEYS = ("name", "description", "source", "concepts")
-_CONCEPT_KEYS = ("kind", "definition", "synonyms", "wordings", "absent", "parents")
+_LISTS = ("synonyms", "wordings", "absent", "unless", "parents")
+_CONCEPT_KEYS = ("kind", "definition", *_LISTS)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Concept:
     wordings: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
     @property
     def stating(self) -> tuple[str, ...]:
@@ -126,10 +130,11 @@ class Knowledge:
 
         Present: named outside the reach of a negation or of doubt ("possible", "cannot be excluded"). Denied: named only within
         the reach of negations, or by one of its `absent` wordings; not for one side alone ("no left effusion"), nor for what is
-        "new" or "other". One sentence that states it outweighs others that deny it, as one in doubt does. What is present makes
-        its parents present; where a finding is denied, so are the kinds of it of which nothing else is said. Parts of the body
-        are present where they are named at all, never denied. Concepts of kind normal: present where the report calls the study
-        normal and names nothing abnormal, denied where a finding or device is present.
+        "new", "other" or "larger than 6 mm"; nothing is said by what was there before ("The tube has been removed."). One
+        sentence that states it outweighs others that deny it, as one in doubt does. What is present makes its parents present;
+        where a finding is denied, so are the kinds of it of which nothing else is said. Parts of the body are present where
+        they are named at all, never denied. Concepts of kind normal: present where the report calls the study normal and names
+        nothing abnormal, denied where a finding or device is present.
         """
         import numpy as np
 
@@ -195,11 +200,15 @@ class Matcher:
     def __init__(self, concepts: Iterable[Concept]) -> None:
         self._stating: list[re.Pattern[str]] = []
         self._absent: list[re.Pattern[str]] = []
+        self._unless: list[re.Pattern[str]] = []
+        self._found: list[bool] = []  # findings and devices, which may hide one another; parts of the body do not
         self._clues: dict[str, set[int]] = {}
         for column, concept in enumerate(concepts):
             stating = () if concept.kind == "normal" else concept.stating
             self._stating.append(_either(stating))
             self._absent.append(_either(concept.absent))
+            self._unless.append(_either(concept.unless))
+            self._found.append(concept.kind in ("pathology", "device"))
             for wording in (*stating, *concept.absent):
                 # The longest word of a wording stands in every sentence that the wording is in.
                 clue = max(wording.replace("-", " ").split(), key=len).rstrip("*").lower()
@@ -208,8 +217,13 @@ class Matcher:
     def find(self, clause: str) -> Iterator[tuple[int, list[int], list[int]]]:
         """(column, where wordings that state it end, where wordings that exclude it end) of every concept in a clause."""
         small = clause.lower()
-        for column in sorted(set().union(*(columns for clue, columns in self._clues.items() if clue in small))):
-            stating = [m.end() for m in self._stating[column].finditer(clause)]
+        columns = sorted(set().union(*(columns for clue, columns in self._clues.items() if clue in small)))
+        spans = {column: [m.span() for m in self._stating[column].finditer(clause)] for column in columns}
+        longer = [span for column in columns if self._found[column] for span in spans[column]]
+        for column in columns:
+            hidden = [m.span() for m in self._unless[column].finditer(clause)] if spans[column] else []
+            hidden = hidden + longer if self._found[column] else hidden
+            stating = [b for a, b in spans[column] if not any(c <= a and b <= d and b - a < d - c for c, d in hidden)]
             absent = [m.end() for m in self._absent[column].finditer(clause)]
             if stating or absent:
                 yield column, stating, absent
@@ -238,8 +252,10 @@ _DOUBT_BEHIND = re.compile(
     r"|\b(?:is|are) (?:possible|suspected|questioned|questionable|equivocal|likely|considered)\b",
     re.IGNORECASE,
 )
+_NONE_AFTER = re.compile(r":\s*(?:none|nil|absent)\b", re.IGNORECASE)
 _NOT_ALL = re.compile(
-    r"\b(?:new|newly|additional|other|further|second|residual|increas\w+|worsening|interval|large|tension|displaced)\b",
+    r"\b(?:new|newly|additional|other|further|second|residual|increas\w+|worsening|interval|large|tension|displaced|larger|greater"
+    r"|over \d|above \d)\b|> ?\d",
     re.IGNORECASE,
 )
 
@@ -249,10 +265,13 @@ def _mentions(matcher: Matcher, sentence: str) -> tuple[tuple[int, str], ...]:
     """(column, "present" | "doubt" | "denied" | "denied left" | "denied right") of every concept that a sentence names."""
     sentence = _CARRIES_ON.sub("being", sentence) if "with" in sentence or " for" in sentence else sentence
     sentence = _NOT_EXCLUDED.sub("cannot be excluded", sentence)
+    sentence = _NONE_AFTER.sub(" absent", sentence)
+    no_longer = "no longer" in sentence.lower()
     found: dict[tuple[int, str], None] = {}
     for clause, denied in clauses(sentence):
         ahead = _DOUBT_AHEAD.search(clause)
         doubt = 0 if _DOUBT_BEHIND.search(clause) else ahead.start() if ahead is not None else len(clause)
+        doubt = 0 if no_longer or gone(clause) else doubt
         for column, stating, absent in matcher.find(clause):
             for end in stating:
                 found[column, _denial(clause) if end > denied else "doubt" if end > doubt else "present"] = None
@@ -327,8 +346,8 @@ def _concept(name: str, entry: object, problems: list[str]) -> Concept:
     kind = entry.get("kind", "pathology")
     if kind not in get_args(ConceptKind):
         problems.append(f"{place}.kind: '{kind}' is none of {', '.join(get_args(ConceptKind))}")
-    lists = {k: phrases_of(entry.get(k, []), f"{place}.{k}", problems) for k in ("synonyms", "wordings", "absent", "parents")}
-    for key in ("synonyms", "wordings", "absent"):
+    lists = {k: phrases_of(entry.get(k, []), f"{place}.{k}", problems) for k in _LISTS}
+    for key in ("synonyms", "wordings", "absent", "unless"):
         for wording in lists[key]:
             if not wording.strip("* "):
                 problems.append(f"{place}.{key}: '{wording}' would match every sentence")

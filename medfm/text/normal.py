@@ -50,6 +50,7 @@ _NEGATION = re.compile(
 # Looks like a negation and is none: the thing is there, unchanged.
 _PSEUDO = re.compile(
     r"\b(?:no|without)\s+(?:\w+\s+){0,2}?(?:change|increase|decrease|improvement|worsening|difference|longer)\b"
+    r"|\b(?:nearly|almost|partial(?:ly)?|incomplete(?:ly)?|largely|mostly)\s+resolved\b"
     r"|\bnot\s+(?:\w+\s+)?(?:changed|resolved|cleared|excluded|significantly)\b|\bunresolved\b",
     re.IGNORECASE,
 )
@@ -99,7 +100,21 @@ _DOUBT = re.compile(r"\b(?:recommend\w*|follow-?up|clinical(?:ly)?\s+correlat\w*
 
 
 # "The heart is not enlarged": the finding follows; "effusion is absent / not seen": it precedes its negation.
-_BACKWARD = re.compile(r"\W*(?:absent|resolved|none|not\s+(?:seen|identified|present|visuali[sz]ed|evident))", re.IGNORECASE)
+_BACKWARD = re.compile(
+    r"\W*(?:absent|resolved|none|not\s+(?:\w+ly\s+)?(?:seen|identified|present|visuali[sz]ed|evident|detected|observed|noted|found"
+    r"|visible|demonstrated|appreciated))\b",
+    re.IGNORECASE,
+)
+# What was there once: a sentence of it states nothing that the image shows, and denying it denies nothing.
+_GONE = re.compile(
+    r"\b(?:resolved|resolution|removed|removal|extubat\w*|disappear\w*|cleared|no longer|(?:is|are) gone)\b", re.IGNORECASE
+)
+_STILL = re.compile(r"\b(?:not|nearly|almost|partial|partially|incomplete|incompletely|largely|mostly)\b", re.IGNORECASE)
+
+
+def gone(sentence: str) -> bool:
+    """Whether a sentence says that something seen or placed before is there no more, and nothing that takes it back."""
+    return _GONE.search(sentence) is not None and _STILL.search(sentence) is None
 
 
 def clauses(sentence: str) -> list[tuple[str, int]]:

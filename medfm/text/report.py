@@ -183,8 +183,9 @@ def prepare(report: str, config: ReportConfig) -> tuple[str, ...]:
 
 
 def section_text(report: str, name: str) -> str:
-    """One section of a report on one line, clean; "" where the report has none of that name."""
-    return " ".join(split_sentences(parse_sections(report).get(name, "")))
+    """One section of a report on one line, clean; "" where the report has none of that name, or one of placeholders alone."""
+    text = " ".join(split_sentences(parse_sections(report).get(name, "")))
+    return "" if is_empty(text) else text
 
 
 def choose(sentences: tuple[str, ...], config: ReportConfig, rng: np.random.Generator | None) -> str:

@@ -36,7 +36,8 @@ class Tokenizer(Protocol):
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[LongTensor, LongTensor]:
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    # On the host whatever the default device: a plan builds objectives on the meta device, and terms read what they tokenise.
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)

@@ -84,24 +84,30 @@ def _scaled(config: PreprocessConfig, shape: np.ndarray, affine: np.ndarray) -> 
     return scale, offset, made.astype(int)
 
 
-def patch_matrix(size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """(4, 4): index of a patch -> its middle on the network's grid, both as (x, y, z); patches share `size` evenly."""
+def patch_matrix(size: Sequence[int], grid: Sequence[int], centre: Sequence[float] | None = None) -> np.ndarray:
+    """(4, 4): index of a patch -> where it is centred on the network's grid, both as (x, y, z); patches share `size` evenly.
+
+    `centre`: an encoder's `token_centre`, shares of a patch along the axes of `size`; None for the middle.
+    """
+    shares = [0.5] * len(size) if centre is None else centre
     scale, offset = np.ones(3), np.zeros(3)
-    for axis, (pixels, patches) in enumerate(zip(size[::-1], grid[::-1], strict=True)):
+    for axis, (pixels, patches, share) in enumerate(zip(size[::-1], grid[::-1], shares[::-1], strict=True)):
         scale[axis] = pixels / patches
-        offset[axis] = 0.5 * scale[axis] - 0.5
+        offset[axis] = share * scale[axis] - 0.5
     return _axes(scale, offset)
 
 
-def on_source(values: np.ndarray, matrix: np.ndarray, shape: Sequence[int], edge: float = 0.5) -> np.ndarray:
+def on_source(
+    values: np.ndarray, matrix: np.ndarray, shape: Sequence[int], centre: Sequence[float] | None = None
+) -> np.ndarray:
     """Values on a coarse grid brought onto the image's: linear between the coarse points, NaN outside of their field of view.
 
     Args:
         values: (D, H, W) or (H, W).
         matrix: (4, 4), index on the grid of `values` as (x, y, z) -> voxel index, axes turned and scaled only.
         shape: (i, j, k) of the image.
-        edge: how far, in steps of the coarse grid, its field of view reaches beyond its first and last point; in between the
-            end value is taken.
+        centre: as `patch_matrix` took it: the field of view reaches so many steps of the coarse grid beyond its first point,
+            and what is left of a step beyond its last; in between the end value is taken.
 
     Returns:
         (i, j, k) float32.
@@ -110,12 +116,13 @@ def on_source(values: np.ndarray, matrix: np.ndarray, shape: Sequence[int], edge
     volume = values if values.ndim == 3 else values[None]
     out = volume.transpose(2, 1, 0)  # (x, y, z)
     linear = matrix[:3, :3]
+    shares = [*([0.5] * values.ndim if centre is None else centre)[::-1], 0.5][:3]  # along (x, y, z)
     source = [int(np.argmax(np.abs(linear[:, axis]))) for axis in range(3)]  # image axis that x, y, z run along
     outside = []
     for axis, voxel in enumerate(source):
         n = out.shape[axis]
         at = (np.arange(shape[voxel]) - matrix[voxel, 3]) / linear[voxel, axis]
-        outside.append((at < -edge - 1e-6) | (at > n - 1 + edge + 1e-6))
+        outside.append((at < -shares[axis] - 1e-6) | (at > n - shares[axis] + 1e-6))
         at = np.clip(at, 0, n - 1)
         low = np.minimum(np.floor(at).astype(np.intp), max(n - 2, 0))
         share = np.expand_dims((at - low).astype(np.float32), (1, 2))

@@ -15,6 +15,7 @@ from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig
 from medfm.encoders.dual import DualEncoder
 from medfm.encoders.image import ImageModel
+from medfm.encoders.patches import enlarge
 from medfm.encoders.pooling import Pool, block_features, patch_block_features
 from medfm.errors import DataError, WeightsError
 from medfm.registry import ENCODERS, ComponentConfig
@@ -188,8 +189,7 @@ class Model:
         direction = F.normalize(self.encode_texts([text] if isinstance(text, str) else text).mean(dim=0), dim=0)
         tokens, grid = self.dual.image_tokens(self.preprocess.to_float(stored.to(self.device)))
         cosines = (tokens[0].cpu() @ direction).reshape(1, 1, *grid)
-        mode = "bilinear" if len(grid) == 2 else "trilinear"
-        return F.interpolate(cosines, size=tuple(self.preprocess.config.size), mode=mode)[0, 0].numpy()
+        return enlarge(cosines, self.preprocess.config.size, self.dual.token_centre)[0, 0].numpy()
 
     def random_like(self, seed: int) -> Model:
         """The same architecture with freshly drawn weights: the baseline that a trained model is shown beside."""

@@ -79,6 +79,21 @@ def test_resolve__unknown_component_and_its_own_keys(here: Path) -> None:
     assert "encoder.depth           unknown key here; known: name, model," in text
 
 
+def test_resolve__components_of_a_list_have_paths_of_their_own(here: Path) -> None:
+    _write(here, "mine", "name: mine\ndata: {manifest: m.parquet}\n")
+    terms = [{"name": "filip", "heldd": 3}, "glora", 3, {"name": "streams", "dim": 10}, {"name": "sentences", "top": 0}]
+    assert [re.sub(" {2,}", "  ", line) for line in _message("mine", {"objective.terms": terms}).splitlines()[1:]] == [
+        "  objective.terms.0.heldd  unknown key; did you mean 'objective.terms.0.held'?  (command line)",
+        "  objective.terms.1  unknown alignment term 'glora'; did you mean 'gloria'?  (command line)",
+        "  objective.terms.2  must name an alignment term  (command line)",
+        "  objective.terms.3  dim 10 is not a multiple of num_heads 4  (command line)",
+        "  objective.terms.4.top  0 is below 1  (command line)",
+    ]
+    found = _resolve("mine", **{"objective.terms": ["filip", {"name": "sentences", "top": 3}]}).objective
+    assert [term.name for term in found.terms] == ["filip", "sentences"]
+    assert found.terms[1].top == 3
+
+
 def test_resolve__swapping_a_component_drops_the_old_ones_keys(here: Path) -> None:
     _write(here, "mine", "encoder: {name: vit, depth: 3, drop_path: 0.2}\npreprocess: {size: [64, 64]}\n")
     config = _resolve("mine", **{"encoder.model": "resnet18", "encoder": "timm", "encoder.img_size": [64, 64]})

@@ -96,6 +96,20 @@ def test_texts__sections_and_changed_texts_of_the_rows_that_have_them(manifest: 
     )
 
 
+def test_texts__no_changed_text_that_another_part_of_the_report_states(make_manifest: Callable[..., Manifest]) -> None:
+    """The sentence drawn of a report is changed; the report's others are as true of the image."""
+    reports = ["Left effusion. Right effusion.", "Left effusion. Right nodule.", "No nodule. There is a nodule."]
+    words = Words()
+    data = dataset(make_manifest(3, reports), words, report=ReportConfig(sample="sentence"), train=True)
+    swapped, negated = set[tuple[int, str]](), set[tuple[int, str]]()
+    for epoch in range(12):
+        batch = whole(data, epoch)
+        swapped |= set(words.read(batch.texts["swapped"]))
+        negated |= set(words.read(batch.texts["negated"]))
+    assert swapped == {(1, "Right effusion."), (1, "Left nodule.")}
+    assert {text for row, text in negated if row == 2} == {"There is no nodule."}
+
+
 def test_texts__equal_texts_have_equal_codes_and_one_kind_fits_the_others(manifest: Manifest) -> None:
     batch = whole(dataset(manifest))
     codes = batch.texts["findings"].code

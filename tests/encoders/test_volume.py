@@ -163,3 +163,46 @@ def test_batch_norms__learn_while_they_are_not_recomputed() -> None:
     assert not torch.equal(norm.running_mean, before)
     assert norm.momentum == 0.1
     assert int(norm.num_batches_tracked) == 1
+
+
+CENTRED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "resnet3d": ({**CASES["small cnn"], "img_size": (48, 48, 64), "axes": "DWH"}, (48, 48, 64)),
+    "large stem": (
+        {
+            "name": "resnet3d", "depth": 18, "img_size": (48, 48, 48), "layers": (1, 1), "widths": (4, 8),
+            "strides": (1, 1), "stem_kernel": (5, 5, 5), "stem_stride": (4, 2, 4), "stem_pool": False,
+        },
+        (48, 48, 48),
+    ),
+    "segresnet": ({**CASES["segresnet"], "img_size": (48, 48, 48)}, (48, 48, 48)),
+    "segresnet_ds": ({**CASES["segresnet_ds"], "blocks_down": (1, 1, 1), "img_size": (48, 48, 48)}, (48, 48, 48)),
+    "slices": (
+        {**CASES["slices"], "img_size": (3, 256, 256), "encoder": {"name": "timm", "model": "resnet10t"}, "pool": "mean"},
+        (3, 256, 256),
+    ),
+    "timm resnet": ({"name": "timm", "model": "resnet10t", "img_size": (256, 256)}, (256, 256)),
+    "timm convnext": ({"name": "timm", "model": "test_convnext", "img_size": (256, 256)}, (256, 256)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CENTRED)
+def test_token_centre__is_the_middle_of_what_a_token_sees(case: str) -> None:
+    """The centroid of a token's gradient: a CNN of odd kernels looks at the first voxel of its patch, not at the middle one,
+    and a heat map drawn on the middles lies half a patch beside the finding."""
+    config, size = CENTRED[case]
+    torch.manual_seed(0)
+    encoder = ENCODERS.build(ENCODERS.parse(config)).eval()
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim > 2 or name.endswith("weight"):
+            parameter.data = parameter.data.abs() + 0.01
+    x = (1 + 0.01 * torch.rand(1, 1, *size)).requires_grad_()
+    output = encoder(x)
+    place = [n // 2 for n in output.grid_size]
+    output.patch_tokens.view(*output.grid_size, -1)[tuple(place)].sum().backward()
+    assert x.grad is not None
+    weight = x.grad[0, 0].abs().double()
+    stride = [n / g for n, g in zip(size, output.grid_size, strict=True)]
+    for axis, (n, s) in enumerate(zip(place, stride, strict=True)):
+        line = weight.sum([a for a in range(len(size)) if a != axis])
+        seen = float((line * torch.arange(len(line))).sum() / line.sum())
+        assert abs(seen - ((n + encoder.token_centre[axis]) * s - 0.5)) < max(0.2 * s, 0.1)

@@ -62,6 +62,7 @@ class _Tokens:
     """Stands for `DualEncoder`: each 4 x 4 patch is embedded as the whole image is."""
 
     embed_dim = 2
+    token_centre = None
 
     def __init__(self) -> None:
         self.logit_scale = torch.tensor(math.log(10.0))
@@ -204,7 +205,7 @@ class DensityModel:
 
         self.preprocess = Preprocess(PreprocessConfig(**preprocess))
         self.patch, self.device = patch, torch.device("cpu")
-        self.dual = SimpleNamespace(image_tokens=self.image_tokens, encode_image=self.encode_image)
+        self.dual = SimpleNamespace(image_tokens=self.image_tokens, encode_image=self.encode_image, token_centre=None)
 
     def image_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         pool = torch.nn.functional.avg_pool3d if x.ndim == 5 else torch.nn.functional.avg_pool2d

@@ -20,6 +20,7 @@ from medfm.evaluation.config import GroundingConfig
 from medfm.evaluation.grounded_images import GroundedFiles, Packed, image_box, source_box
 from medfm.evaluation.grounding import Grounded, best_threshold, enlarged, overlaps, patch_maps, structures_of
 from medfm.evaluation.grounding_card import chosen_cases
+from medfm.evaluation.masked_images import MaskedFiles
 from medfm.io.write import save_image, save_mask
 from medfm.text.prompts import load_prompts, parse_prompts
 from medfm.transforms.config import PreprocessConfig
@@ -271,6 +272,21 @@ def test_run_grounding__refuses(ct_run: Path, manifest: Path, prompts: Path, tmp
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": table.root})})
     with pytest.raises(DataError, match="no image of split 'test' names a mask"):
         grounding.run_grounding(config, progress=False)
+
+
+def test_grounding_config__refuses_a_threshold_chosen_on_what_is_scored(manifest: Path, ct_run: Path) -> None:
+    with pytest.raises(ValueError, match="both 'val'"):
+        GroundingConfig(model=ct_run, data={"manifest": manifest, "split": "val"})
+
+
+def test_read__a_label_map_gives_the_layers_of_asked_structures_alone(manifest: Path) -> None:
+    table = read_manifest(manifest)
+    paths = [table.root / table.frame[column].iloc[0] for column in ("image", "mask")]
+    labels = {1: "Left Bright", 2: "Right Bright", 3: "Elsewhere"}
+    files = MaskedFiles([paths[0]], [paths[1]], ["CT"], Preprocess(CONTRACT), ["Right Bright"], labels)
+    assert files.read(0)[1].names == ("Right Bright",)
+    every = MaskedFiles([paths[0]], [paths[1]], ["CT"], Preprocess(CONTRACT), ["Left Bright"], {})
+    assert "Left Bright" in every.read(0)[1].names
 
 
 def test_chosen_cases__a_hit_and_a_miss_in_turn() -> None:

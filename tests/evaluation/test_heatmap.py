@@ -116,7 +116,9 @@ def test_slices_of__as_a_radiologist_sees_them() -> None:
 
 
 def test_chosen_slices() -> None:
-    assert chosen_slices(10, 3, 7) == [2, 4, 7]
+    assert chosen_slices(10, 3, 7) == [1, 5, 7]
+    assert chosen_slices(12, 12, 3) == list(range(12))
+    assert len(chosen_slices(12, 11, 3)) == 11
     assert 0 in chosen_slices(10, 3, 0)
     assert chosen_slices(2, 5, 1) == [0, 1]
     within = np.zeros(30, bool)

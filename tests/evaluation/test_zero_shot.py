@@ -176,6 +176,7 @@ def test_similarity_map__of_a_volume() -> None:
 
     class Dual:
         logit_scale = torch.tensor(0.0)
+        token_centre = None
 
         def image_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
             tokens = torch.tensor([0.0, 1.0]).repeat(1, 4 * 2 * 2, 1)

@@ -12,6 +12,7 @@ from medfm.text.report import (
     is_normal,
     parse_sections,
     report_statistics,
+    section_text,
     select_text,
     split_sentences,
     text_key,
@@ -257,3 +258,9 @@ def test_report_statistics__real_notes(data_dir: Path) -> None:
     assert (counts["total"], counts["distinct"], counts["duplicates"]) == (160, 129, 31)
     # Read by hand: "Examination within the limits of the norm.", twice; other normal ones come with a history and stay out.
     assert counts["normal"] == 2
+
+
+def test_section_text__placeholders_alone_are_none() -> None:
+    report = "FINDINGS: ___.\nIMPRESSION: Small left effusion.\nNo ___ nodule."
+    assert section_text(report, "findings") == ""
+    assert section_text(report, "impression") == "Small left effusion. No ___ nodule."

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from medfm.encoders.patches import enlarge
 from medfm.transforms.config import PreprocessConfig
 from medfm.transforms.grid import on_source, patch_matrix, to_source
 from medfm.transforms.mask import with_mask
@@ -128,3 +130,23 @@ def test_to_source__a_random_cut() -> None:
         shown = np.clip((int(image.array[i, j, k]) + 1000) / 2000, 0, 1)
         assert abs(int(cut[0, z, y, x]) - 255 * shown) <= 1
         assert cut[0, z, y, x] == values[z, y, x]
+
+
+def test_on_source__agrees_with_enlarged_maps_of_tokens_that_are_not_centred_in_their_patches() -> None:
+    size, grid, centre = (12, 16, 20), (3, 8, 5), (0.125, 0.5, 0.3)
+    maps = torch.rand(1, 1, *grid, generator=torch.Generator().manual_seed(0))
+    wide = enlarge(maps, size, centre)[0, 0].numpy()
+    matrix = patch_matrix(size, grid, centre)
+    made = on_source(maps[0, 0].numpy(), matrix, size[::-1], centre)
+    np.testing.assert_allclose(made.transpose(2, 1, 0), wide, atol=1e-6)
+    # The first token's own voxel: 0.125 * 4 - 0.5 along D; its value is there.
+    assert matrix[2, 3] == 0.0
+    assert wide[0, 0, 0] == pytest.approx(float(maps[0, 0, 0, 0, 0]), abs=1e-6)
+    # Nothing is seen beyond the network's grid, whatever the centres.
+    far = on_source(maps[0, 0].numpy(), patch_matrix(size, grid, centre), (24, 20, 16), centre)
+    assert np.isfinite(far).sum() == np.prod(size)
+
+
+def test_enlarge__middles_are_torch_s_own() -> None:
+    maps = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(enlarge(maps, (9, 8), (0.5, 0.5)), enlarge(maps, (9, 8), (0.5, 0.5 + 1e-12)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,3 +58,21 @@ def test_term__learns_to_tell_a_text_from_its_counterfactuals(make_objective: Ma
         output.loss.backward()
         optimiser.step()
     assert float(output.logs["hard_negatives_accuracy_swapped"]) == float(output.logs["hard_negatives_accuracy_negated"]) == 1.0
+
+
+def test_term__a_change_behind_the_end_of_the_context_is_none(make_objective: Make, make_text_batch: Make) -> None:
+    batch, objective = make_text_batch(), make_objective(weight=0.0, terms=["hard_negatives"])
+    texts = batch.texts["swapped"]
+    # Of one row the text encoder is given the same twice; what it has of "negated" stays.
+    row = int(texts.row[-1])
+    cut, width = texts.row == row, min(texts.tokens.shape[1], batch.tokens.shape[1])
+    texts.tokens[cut], texts.attention_mask[cut] = 0, 0
+    texts.tokens[cut, :width] = batch.tokens[row, :width]
+    texts.attention_mask[cut, :width] = batch.attention_mask[row, :width]
+    kept = {
+        kind: replace(some, **{k: getattr(some, k)[~cut] for k in vars(some)}) if kind == "swapped" else some
+        for kind, some in batch.texts.items()
+    }
+    cut_off, without = objective(batch), objective(replace(batch, texts=kept))
+    torch.testing.assert_close(cut_off.loss, without.loss)
+    torch.testing.assert_close(cut_off.logs, without.logs)

@@ -75,6 +75,14 @@ def test_trace_step__further_texts_and_concepts() -> None:
     assert foot.kept > trace_step(recipe(**TEXT), 4, cuda=False)[0].kept
 
 
+@pytest.mark.parametrize("term", ["knowledge", "concepts", "streams"])
+def test_trace_step__terms_that_tokenise_concepts(term: str) -> None:
+    """They read token ids as they are built, on the meta device."""
+    config = recipe(**TEXT, **{"objective.terms": [{"name": term}], "objective.knowledge": "chest"})
+    foot, _ = trace_step(config, 2, cuda=False)
+    assert foot.forward_flops > trace_step(recipe(**TEXT), 2, cuda=False)[0].forward_flops
+
+
 @pytest.mark.parametrize("changes", [{}, VOLUME])
 def test_trace_step__counts_the_textbooks_operations(changes: dict[str, Any]) -> None:
     dims = {"encoder.embed_dim": 192, "encoder.depth": 3, "encoder.num_heads": 3}
