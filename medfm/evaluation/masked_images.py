@@ -180,7 +180,14 @@ def masked_images(
         return lambda places: product.values(done.positions[list(places)].tolist())
 
     patches = [
-        Patches(of(product), of(masks), len(done.positions), model.patch_features(blank)[1], tuple(contract.config.size))
+        Patches(
+            of(product),
+            of(masks),
+            len(done.positions),
+            model.patch_features(blank)[1],
+            tuple(contract.config.size),
+            getattr(model.network.image_encoder, "token_centre", None),
+        )
         for product, model in zip(products, models, strict=True)
     ]
     return MaskedImages(patches, done.positions, done.failures, done.read)
@@ -194,4 +201,5 @@ def part(patches: Patches, places: NDArray[np.int64]) -> Patches:
         len(places),
         patches.grid,
         patches.size,
+        patches.centre,
     )

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfm.encoders.patches import enlarge
 from medfm.evaluation.statistics import Floats
 
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(1, 20))
@@ -39,6 +40,7 @@ class Patches:
         tokens: positions -> (n, P, E); masks: positions -> (n, S, *size) uint8, 255 where a structure covers all of a pixel.
         count: N.
         grid: of the patches; size: of the images.
+        centre: the encoder's `token_centre`; None for the middles of patches.
     """
 
     tokens: Callable[[Sequence[int]], NDArray]
@@ -46,6 +48,7 @@ class Patches:
     count: int
     grid: tuple[int, ...]
     size: tuple[int, ...]
+    centre: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +60,16 @@ class MaskProbe:
     mean: Tensor
     std: Tensor
 
-    def logits(self, tokens: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    def logits(
+        self, tokens: Tensor, grid: tuple[int, ...], size: tuple[int, ...], centre: tuple[float, ...] | None = None
+    ) -> Tensor:
         """(n, P, E) -> (n, S, *size)."""
-        return enlarged(self.bias + ((tokens - self.mean) / self.std) @ self.weight.T, grid, size)
+        return enlarged(self.bias + ((tokens - self.mean) / self.std) @ self.weight.T, grid, size, centre)
 
 
-def enlarged(logits: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Patch logits (n, P, S), linearly between patch centres -> (n, S, *size)."""
-    maps = logits.transpose(1, 2).reshape(len(logits), -1, *grid)
-    return F.interpolate(maps, size=size, mode="bilinear" if len(grid) == 2 else "trilinear", align_corners=False)
+def enlarged(logits: Tensor, grid: tuple[int, ...], size: tuple[int, ...], centre: tuple[float, ...] | None = None) -> Tensor:
+    """Patch logits (n, P, S), linearly between the tokens' centres -> (n, S, *size)."""
+    return enlarge(logits.transpose(1, 2).reshape(len(logits), -1, *grid), size, centre)
 
 
 def fit_masks(
@@ -145,7 +149,7 @@ def _backward(
         tokens = torch.from_numpy(train.tokens(positions)).to(mean.device, torch.float32)
         target = masks[start : start + len(positions)].to(mean.device, torch.float32).div_(255)
         probe = MaskProbe(solution[:, :-1], solution[:, -1], mean, std)
-        part = F.binary_cross_entropy_with_logits(probe.logits(tokens, train.grid, size), target)
+        part = F.binary_cross_entropy_with_logits(probe.logits(tokens, train.grid, size, train.centre), target)
         part = part * (len(positions) / train.count)
         part.backward()
         total = total + part.detach()
@@ -190,7 +194,7 @@ def dice_scores(
         positions = list(range(start, min(images.count, start + batch_size)))
         tokens = torch.from_numpy(images.tokens(positions)).to(device, torch.float32)
         truth = (torch.from_numpy(images.masks(positions)).to(device) >= _HALF).flatten(2).long()
-        logits = probe.logits(tokens, images.grid, images.size).flatten(2)
+        logits = probe.logits(tokens, images.grid, images.size, images.centre).flatten(2)
         # How many thresholds each pixel reaches, counted within and without the structure: one pass for all thresholds.
         reached = torch.stack([torch.bucketize(logits[:, s].contiguous(), levels[s], right=True) for s in range(structures)], 1)
         cell = torch.arange(len(positions) * structures, device=device).view(len(positions), structures, 1)

@@ -283,7 +283,7 @@ def predicted_mask(done: Segmented, place: int) -> NDArray[np.bool_]:
     """(S, *size): what the probe marks in one of the scored images."""
     patches, probe = done.patches, done.fit.probe
     tokens = torch.from_numpy(patches.tokens([place])).to(probe.mean.device, torch.float32)
-    probability = probe.logits(tokens, patches.grid, patches.size)[0].sigmoid().cpu().numpy()
+    probability = probe.logits(tokens, patches.grid, patches.size, patches.centre)[0].sigmoid().cpu().numpy()
     return np.asarray(probability >= done.fit.thresholds.reshape(-1, *[1] * len(patches.size)))
 
 

@@ -72,6 +72,16 @@ def test_fit_masks__ends_where_the_gradient_of_the_stated_loss_is_zero(world: tu
     assert float(bias.grad.abs().max()) < 2e-5
 
 
+def test_logits__of_tokens_that_lie_off_the_middle() -> None:
+    """A strided convolution's token stands for its kernel's centre: a pixel there has the token's own logit."""
+    probe = MaskProbe(torch.ones(1, 1), torch.zeros(1), torch.zeros(1), torch.ones(1))
+    tokens = torch.tensor([[[1.0], [5.0], [-2.0], [3.0]]])  # a 2 x 2 grid of patches of 4 pixels
+    at = probe.logits(tokens, (2, 2), (8, 8), (0.125, 0.125))[0, 0]
+    torch.testing.assert_close(at[::4, ::4].flatten(), tokens[0, :, 0])
+    middle = probe.logits(tokens, (2, 2), (8, 8))[0, 0]
+    assert not torch.allclose(middle[::4, ::4].flatten(), tokens[0, :, 0])
+
+
 def test_logits__a_layer_of_enlarged_tokens_is_the_enlarged_layer(world: tuple[Patches, np.ndarray]) -> None:
     patches, layer = world
     tokens = torch.from_numpy(patches.tokens([0, 4]))
