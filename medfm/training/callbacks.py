@@ -84,7 +84,7 @@ class Checkpoints(Callback):
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint of the step that is done, on every device, and let the oldest go."""
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.folder / checkpoint_name(self._saved))
+        trainer.save_checkpoint(self.folder / checkpoint_name(self._saved), weights_only=False)  # all that resuming needs
         if trainer.is_global_zero:
             # Later ones are of a course that was left when the run went on from an earlier checkpoint.
             found = checkpoints(self.folder)
