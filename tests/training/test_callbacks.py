@@ -15,7 +15,12 @@ from medfm.training.checkpoint import checkpoint_name, checkpoints
 def _trainer(step: int, **more: Any) -> Any:
     strategy = SimpleNamespace(broadcast=lambda value: value)
     return SimpleNamespace(
-        global_step=step, is_global_zero=True, sanity_checking=False, strategy=strategy, save_checkpoint=Path.touch, **more
+        global_step=step,
+        is_global_zero=True,
+        sanity_checking=False,
+        strategy=strategy,
+        save_checkpoint=lambda path, weights_only: path.touch(),
+        **more,
     )
 
 
