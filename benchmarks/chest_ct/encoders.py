@@ -59,7 +59,7 @@ def main() -> None:
     write(
         "chest_ct_encoders",
         "Slices against volumes on the phantom's chest CTs",
-        f"{arguments.studies} generated studies, `chest_ct_tiny` for {arguments.epochs} epochs, batches of {arguments.batch}, one "
+        f"{arguments.studies} studies, `chest_ct_tiny` for {arguments.epochs} epochs, batches of {arguments.batch}, one "
         "seed; in brackets the same encoder with random weights. Scored on patients that training has not seen: mean zero-shot "
         "AUROC, sentences with sides swapped and findings negated told from true ones, pointing game. The grids of tokens "
         "differ: what no token's centre falls into cannot be pointed at.",
