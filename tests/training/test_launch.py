@@ -213,13 +213,16 @@ def test_resume__of_a_requeued_job_goes_on(
     """Slurm starts a job anew with the same words, which would refuse the folder or begin at the file again."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    first, newest = (path for _, path in checkpoints(run / "checkpoints"))
+    first = checkpoints(tiny_run / "checkpoints")[0][1]
+    newest = checkpoints(run / "checkpoints")[-1][1]
     value = "never" if resume == "never" else str(first)
     config = resolve_verb("pretrain", str(tiny_recipe), {"out": run, "resume": value}).config
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert _checkpoint(run, config, "") == newest
+    found = _checkpoint(run, config, "")
+    assert found is not None and found.path == newest
     shutil.rmtree(run / "checkpoints")  # preempted before the first of its own
-    assert _checkpoint(run, config, "") == (None if resume == "never" else first)
+    found = _checkpoint(run, config, "")
+    assert (None if found is None else found.path) == (None if resume == "never" else first)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     if resume == "never":
         with pytest.raises(ConfigError, match="holds a run already"):
