@@ -194,6 +194,9 @@ class Resnet3dConfig(VolumeConfig):
     stem_kernel: tuple[int, int, int] = Field(default=(3, 7, 7), description="of the first convolution; odd")
     stem_stride: tuple[int, int, int] = (1, 2, 2)
     stem_pool: bool = Field(default=True, description="a maximum over 3 x 3 x 3, stride 2, follows the first convolution")
+    coordinates: bool = Field(
+        default=False, description="the first convolution also sees where it is (CoordConv), so that few steps tell sides apart"
+    )
 
     @property
     def blocks(self) -> tuple[int, ...]:

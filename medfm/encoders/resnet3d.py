@@ -60,6 +60,8 @@ class InflatedResNet(VolumeEncoder):
     Names are torchvision's and timm's, so that their 2D weights inflate into it, and those of Merlin's `i3_resnet`.
 
     Source: Blankemeier et al. 2024, "Merlin: A Vision Language Foundation Model for 3D CT", merlin/models/i3res.py.
+    `coordinates`: Liu et al. 2018, "An intriguing failing of convolutional neural networks and the CoordConv solution"; with
+    kernels of 1, at the positions of the first convolution's outputs.
 
     Raises:
         WeightsError: `config.weights` is missing, broken or does not fit; every tensor must, classifiers and heads aside.
@@ -75,6 +77,7 @@ class InflatedResNet(VolumeEncoder):
         padding = (depth // 2, height // 2, width // 2)
         self.conv1 = nn.Conv3d(config.in_channels, first, config.stem_kernel, config.stem_stride, padding, bias=False)
         self.bn1 = nn.BatchNorm3d(first)
+        self.coordinates = nn.Conv3d(3, first, 1, bias=False) if config.coordinates else None
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, 2, 1) if config.stem_pool else nn.Identity()
         inside = first
@@ -96,11 +99,20 @@ class InflatedResNet(VolumeEncoder):
         return [(f"{stage}.{i}.",) for stage in stages for i in range(len(list(self.get_submodule(stage).children())))]
 
     def feature_map(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.conv1(x)
+        if self.coordinates is not None:
+            x = x + self.coordinates(_coordinates(x, self.coordinates.weight.dtype))
+        x = self.maxpool(self.relu(self.bn1(x)))
         for n in range(self.stages):
             for block in self.get_submodule(f"layer{n + 1}").children():
                 x = self.run(block, x)
         return x
+
+
+def _coordinates(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, 3, *grid of x): where the middle of each cell lies, from -1 to 1 along each axis."""
+    axes = [(torch.arange(n, device=x.device, dtype=dtype) * 2 + 1) / n - 1 for n in x.shape[2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
 def read_resnet(path: str | Path, own: dict[str, Tensor], how: How) -> dict[str, Tensor]:
@@ -125,6 +137,8 @@ def read_resnet(path: str | Path, own: dict[str, Tensor], how: How) -> dict[str,
         if tensor.ndim == 4 and name in own and own[name].ndim == 5:
             state[name] = inflate_kernel(tensor, own[name].shape[2], how)
     adapt_input_channels(state, "conv1.weight", own["conv1.weight"])
+    if "coordinates.weight" in own:  # a network that did not know where it is starts as it was
+        state.setdefault("coordinates.weight", torch.zeros_like(own["coordinates.weight"]))
     # Files from before batch norms counted their batches.
     for name in own:
         if name.endswith("num_batches_tracked"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medfm.encoders.config import Resnet3dConfig
 from medfm.encoders.inflate import inflate_kernel, inflate_positions
-from medfm.encoders.resnet3d import InflatedResNet
+from medfm.encoders.resnet3d import InflatedResNet, _coordinates
 from medfm.errors import WeightsError
 
 MERLIN = ["encode_image.i3_resnet.", "i3_resnet.", ""]
@@ -122,6 +122,32 @@ def test_small__grid_and_gradients() -> None:
     assert config.stride == encoder.patch_size == (2, 4, 8)
     output.patch_tokens.square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in encoder.parameters())
+
+
+@torch.no_grad()
+def test_coordinates__tell_cells_apart_in_an_empty_volume() -> None:
+    sizes = {"depth": 18, "layers": (1,), "widths": (8,), "strides": (1,), "stem_stride": (4, 4, 4), "stem_pool": False}
+    blank = torch.zeros(1, 1, 32, 32, 48)
+    inside = (slice(None), slice(None), slice(3, 5), slice(3, 5), slice(3, 9))  # beyond the reach of what pads the border
+    maps = {}
+    for told in (False, True):
+        torch.manual_seed(0)
+        model = InflatedResNet(Resnet3dConfig(img_size=(32, 32, 48), coordinates=told, **sizes)).eval()  # type: ignore[arg-type]
+        maps[told] = model.feature_map(blank)[inside]
+    assert maps[False].std(dim=(2, 3, 4)).max() == 0
+    assert maps[True].std(dim=4).max() > 0.01
+    torch.testing.assert_close(
+        _coordinates(torch.zeros(1, 1, 1, 2, 4), torch.float32)[0, 2, 0, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75])
+    )
+
+
+@torch.no_grad()
+def test_coordinates__leave_loaded_weights_as_they_were(tmp_path: Path) -> None:
+    torch.save(timm_resnet("resnet18").state_dict(), tmp_path / "flat.pth")
+    x = torch.randn(1, 1, 32, 32, 32)
+    sizes: dict[str, Any] = {"depth": 18, "img_size": (32, 32, 32), "weights": tmp_path / "flat.pth"}
+    plain, told = (InflatedResNet(Resnet3dConfig(coordinates=c, **sizes)).eval() for c in (False, True))
+    torch.testing.assert_close(told(x).patch_tokens, plain(x).patch_tokens, rtol=0, atol=0)
 
 
 def test_config__stages_must_agree() -> None:

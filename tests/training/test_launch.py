@@ -219,7 +219,8 @@ def test_resume__of_a_requeued_job_goes_on(
     config = resolve_verb("pretrain", str(tiny_recipe), {"out": run, "resume": value}).config
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     found = _checkpoint(run, config, "")
-    assert found is not None and found.path == newest
+    assert found is not None
+    assert found.path == newest
     shutil.rmtree(run / "checkpoints")  # preempted before the first of its own
     found = _checkpoint(run, config, "")
     assert (None if found is None else found.path) == (None if resume == "never" else first)
