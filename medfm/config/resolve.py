@@ -226,8 +226,13 @@ def _validate(
         config = model.model_validate(values)
     except ValidationError as error:
         own = explain(list(error.errors()), model, root, prefix)
-        # A section left out above because of its own problems is not "missing" as well.
-        problems += [p for p in own if not any(r == p.path or r.startswith(f"{p.path}.") for r in reported)]
+        # A section left out above because of its own problems is not "missing" as well, and what compares sections would judge
+        # the default in its place.
+        whole = prefix or "keys"
+        for problem in own:
+            known = any(path == problem.path or path.startswith(f"{problem.path}.") for path in reported)
+            if not known and not (reported and problem.path == whole):
+                problems.append(problem)
         config = None
     return problems, config if not problems else None
 

@@ -79,6 +79,13 @@ def test_resolve__unknown_component_and_its_own_keys(here: Path) -> None:
     assert "encoder.depth           unknown key here; known: name, model," in text
 
 
+def test_resolve__a_broken_section_is_not_judged_by_its_default(here: Path) -> None:
+    (here / "films.parquet").touch()
+    given = {"data.manifest": "films.parquet", "preprocess.size": [64, 64], "encoder.img_size": [64, 64], "encoder.depht": 3}
+    with pytest.raises(ConfigError, match=r"1 problem.*\n.*encoder\.depht .*did you mean 'encoder.depth'\?[^\n]*$"):
+        resolve(PretrainConfig, "pretrain", None, given)
+
+
 def test_resolve__components_of_a_list_have_paths_of_their_own(here: Path) -> None:
     _write(here, "mine", "name: mine\ndata: {manifest: m.parquet}\n")
     terms = [{"name": "filip", "heldd": 3}, "glora", 3, {"name": "streams", "dim": 10}, {"name": "sentences", "top": 0}]
