@@ -53,10 +53,10 @@ def main() -> None:
     write(
         "hippocampus_mae",
         "3D masked autoencoding on MR of the hippocampus",
-        "150 volumes to train on, 28 val, 23 test, of different patients. Reconstruction: val volumes, half of the patches masked; "
-        "the mean is each masked patch's own, which is more than a blind guess could know. Probe: one linear layer on frozen "
-        "patch features, fitted on the train volumes' masks, Dice on test volumes; intervals: 1,000 resamples of patients. Settings were "
-        "chosen on val volumes.",
+        "150 volumes to train on, 28 val, 23 test, of different patients. Reconstruction: val volumes, half of the patches "
+        "masked; the mean is each masked patch's own, which is more than a blind guess could know. Probe: one linear layer on "
+        "frozen patch features, fitted on the train volumes' masks, Dice on test volumes; intervals: 1,000 resamples of "
+        "patients. Settings were chosen on val volumes.",
         table(["structure", "Dice [95 % interval]", "random weights", "difference, paired"], rows),
         "\n".join(bars),
     )

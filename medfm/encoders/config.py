@@ -110,7 +110,9 @@ class VolumeConfig(ComponentConfig):
         default="DHW", description="order in which the network sees the axes; that in which public weights saw them is not ours"
     )
     weights: InputPath | None = None
-    pool: Literal["cls", "mean"] = "mean"
+    pool: Literal["cls", "mean", "max"] = Field(
+        default="mean", description="max: over the tokens, which findings of a few tokens need"
+    )
     gradient_checkpointing: bool = False
 
     def check_multiple(self, stride: tuple[int, ...]) -> None:
