@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from medfm.encoders.build import build_dual
 from medfm.encoders.config import DualConfig, TimmConfig, VitConfig
-from medfm.encoders.dual import DualEncoder
+from medfm.encoders.dual import DualEncoder, unit
 from medfm.errors import ConfigError
 from medfm.text.tokenizers import ClipTokenizer
 from medfm.types import EncoderOutput, TextOutput
@@ -153,3 +154,20 @@ def test_build_dual__unfit_tokenizer_is_refused(minilm: Path) -> None:
     with pytest.raises(ConfigError, match="context_length: 1024 exceeds the 512 positions"):
         dual(text_encoder=text, tokenizer={"name": "hf", "path": str(minilm), "context_length": 1024})
     assert dual(text_encoder=text, tokenizer={"name": "hf", "path": str(minilm)}).text_encoder.embed_dim == 384
+
+
+def test_unit__is_normalize_and_so_are_its_gradients() -> None:
+    x = torch.randn(3, 5, 7, dtype=torch.float64)
+    x[0, 0] = 0
+    grad = torch.randn_like(x)
+    found = []
+    for way in (unit, lambda value: F.normalize(value, dim=-1)):
+        given = x.clone().requires_grad_()
+        made = way(given)
+        made.backward(grad)
+        found.append((made.detach(), given.grad))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+    some = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, some)
+    assert unit(some.to(torch.bfloat16)).dtype == torch.float32
