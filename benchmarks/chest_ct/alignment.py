@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chest_ct.common import phantom, scores, train
+from benchmarks.chest_ct.common import phantom, scores, stored, train
 from benchmarks.common import ROOT, table, write
 
 HELD = {"held": 2**22}  # of similarities at once: as fast on a CPU as more, in less memory
@@ -82,6 +82,7 @@ def _measure(name: str, changes: dict[str, Any], seed: int, manifest: Path, argu
         overrides = {
             "seed": seed,
             "data.batch_size": arguments.batch,
+            "data.cache": stored(manifest),
             "trainer.max_epochs": arguments.epochs,
             "trainer.val_every": arguments.epochs,
             "trainer.checkpoint_every": arguments.epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ def phantom(out: Path, studies: int) -> Path:
     manifest = out / "manifest.parquet"
     medfm.index({"card": "phantom_ct", "root": out / "phantom", "out": manifest})
     return manifest
+
+
+@cache
+def stored(manifest: Path) -> Path:
+    """A cache of the manifest's images under the recipe's contract, for many runs."""
+    out = manifest.parent / "store"
+    medfm.cache({"manifest": manifest, "recipe": RECIPE, "out": out})
+    return out
 
 
 def train(manifest: Path, run: Path, overrides: dict[str, Any], recipe: str = RECIPE) -> tuple[Path, float]:

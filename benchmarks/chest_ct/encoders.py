@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chest_ct.common import phantom, scores, train
+from benchmarks.chest_ct.common import phantom, scores, stored, train
 from benchmarks.common import ROOT, table, write
 
 SIZE = "${preprocess.size}"
@@ -43,6 +43,7 @@ def main() -> None:
     for name, encoder in ENCODERS.items():
         overrides: dict[str, Any] = {
             "data.batch_size": arguments.batch,
+            "data.cache": stored(manifest),
             "trainer.max_epochs": arguments.epochs,
             "trainer.val_every": arguments.epochs,
             "trainer.checkpoint_every": arguments.epochs,
