@@ -23,8 +23,7 @@ from medfm.evaluation.beside import compared, put
 from medfm.evaluation.encode import encode_all, pick_device, progress_bar
 from medfm.evaluation.scoring import few_patients, patient_codes
 from medfm.evaluation.statistics import Floats, PatientResamples, bootstrap, weighted_mean
-from medfm.text.counterfactual import negate, swap_sides
-from medfm.text.report import text_key
+from medfm.text.counterfactual import negate, swap_sides, tells_otherwise
 from medfm.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -54,17 +53,16 @@ def pairs_of(row: int, text: str, levels: Sequence[str]) -> list[Pair]:
     report of the same sentences are no counterfactuals and are left out.
     """
     sentences = split_sentences(text)
-    stated = {text_key(sentence) for sentence in sentences}
     found = []
     for kind, change in KINDS.items():
         if "sentence" in levels:
             for sentence in dict.fromkeys(sentences):
                 false = change(sentence)
-                if false is not None and text_key(false) not in stated:
+                if false is not None and tells_otherwise(false, sentences):
                     found.append(Pair(row, kind, "sentence", sentence, false))
         if "report" in levels:
             false = change(text)
-            if false is not None and {text_key(sentence) for sentence in split_sentences(false)} != stated:
+            if false is not None and tells_otherwise(false, sentences):
                 found.append(Pair(row, kind, "report", text, false))
     return found
 
