@@ -117,14 +117,22 @@ class DualEncoder(nn.Module):
         return getattr(self.image_encoder, "token_centre", None)
 
     def image_tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """x (B, C, *spatial) -> patch tokens in the joint space, (B, N, D) of unit norm, and their grid.
+        """x (B, C, *spatial) -> patch tokens in the joint space, (B, N, D) float32, and their grid.
 
-        With pool=mean and a linear projection the image's vector is the normalised mean of the projected tokens, so that each
-        token has its share of the score; where training aligned the patch tokens themselves (`dense` is "patches"), they are
+        With pool=mean or max and a linear projection the image's vector is made of the projected tokens themselves. They keep
+        their lengths then, in units of that vector's before it is normalised: with pool=mean their mean is the image's vector,
+        so that each has its share of the score, and what is short (air, whose direction is chance) counts for little, as in
+        class activation maps (Zhou et al. 2016).
+
+        Else they are of unit norm. Where training aligned the patch tokens themselves (`dense` is "patches"), they are
         taken whatever the pooling. With pool=cls and "values" the patches' own outputs never met the text; where the encoder
         offers it, their values pass through the last block instead (MaskCLIP, see `VisionTransformer.forward_dense`).
         """
         encoder = self.image_encoder
         values = encoder.pool == "cls" and self.dense == "values"
         output = getattr(encoder, "forward_dense", encoder)(x) if values else encoder(x)
-        return unit(self.image_projection(output.patch_tokens)), output.grid_size
+        tokens = self.image_projection(output.patch_tokens)
+        if encoder.pool not in ("mean", "max") or not isinstance(self.image_projection, nn.Linear):
+            return unit(tokens), output.grid_size
+        whole = torch.linalg.vector_norm(self.image_projection(pooled(output, encoder.pool)).float(), dim=1)  # type: ignore[arg-type]
+        return tokens.float() / whole.clamp_min(1e-12)[:, None, None], output.grid_size

@@ -42,7 +42,7 @@ class Grounded:
     Attributes:
         row: of the manifest's table. place: among the files.
         mask: on the network's grid; lost: pixels of it that the network does not see; box: what of the grid is image.
-        maps: (P,) cosines of each model's patches; hit: whether its highest patch lies in the mask; peak: that patch.
+        maps: (P,) likeness of each model's patches; hit: whether its highest patch lies in the mask; peak: that patch.
         chance: share of the image's patches whose centre lies in the mask (within the tolerance); 0: no map can hit.
     """
 
@@ -84,7 +84,7 @@ def structures_of(finding: FindingPrompts, names: Sequence[str], given: dict[str
 
 @torch.no_grad()
 def patch_maps(model: Model, images: Tensor, direction: Tensor) -> NDArray[np.float32]:
-    """images (B, C, *size) in storage dtype, directions (F, D) -> cosines (B, F, P)."""
+    """images (B, C, *size) in storage dtype, directions (F, D) -> products (B, F, P), see `DualEncoder.image_tokens`."""
     tokens, _ = model.dual.image_tokens(model.preprocess.to_float(images.to(model.device)))
     return (tokens.double().cpu() @ direction.T).transpose(1, 2).float().numpy()
 

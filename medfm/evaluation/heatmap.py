@@ -1,10 +1,11 @@
 """`medfm heatmap`: where an image or a volume resembles a text, on the image's own grid.
 
-Every patch of the image is a vector of the joint space (see `DualEncoder.image_tokens`); the map is its cosine with the text's
-vector, less that with the texts it is held against. It shows what drives a score. It is no segmentation.
+Every patch of the image is a vector of the joint space (see `DualEncoder.image_tokens`); the map is its product with the text's
+unit vector, less that with the texts it is held against: a cosine, or a share of the image's cosine where the image's
+vector is the mean or the maximum of the patches'. It shows what drives a score. It is no segmentation.
 
-Source: Boecking et al. 2022 (BioViL) for the cosine of projected patches with a sentence; Zhou et al. 2022 (MaskCLIP) for
-patches of encoders whose image vector is a class token.
+Source: Boecking et al. 2022 (BioViL) for the cosine of projected patches with a sentence; Zhou et al. 2016 (CAM) for shares;
+Zhou et al. 2022 (MaskCLIP) for patches of encoders whose image vector is a class token.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class HeatMap:
         shown = shown[None] if flat else shown
         shown = shown.transpose(2, 1, 0, *range(3, shown.ndim))
         title = " / ".join(self.text) + (f"   less   {' / '.join(self.against)}" if self.against else "")
-        label = "cosine with the text" + (", less that with the other" if self.against else "")
+        label = "likeness to the text" + (", less that to the other" if self.against else "")
         return map_figure(self.image, shown, self.array, self.peak, title, label, slices)
 
     def save(self, folder: str | Path, slices: int = 12) -> list[Path]:

@@ -174,9 +174,10 @@ class Model:
 
     @torch.no_grad()
     def similarity_map(self, image: str | Path | Image | Tensor | np.ndarray, text: str | Sequence[str]) -> np.ndarray:
-        """Where the image resembles the text: float32 cosines on the preprocessed grid, (H, W) or (D, H, W).
+        """Where the image resembles the text: float32 on the preprocessed grid, (H, W) or (D, H, W).
 
-        Patch cosines are enlarged linearly to the contract's size; see `DualEncoder.image_tokens` for what a patch's vector is.
+        Products of the patches' vectors with the text's, enlarged linearly to the contract's size: cosines, or shares of the
+        image's cosine, see `DualEncoder.image_tokens`.
 
         Args:
             image: a path, an Image, or one preprocessed (C, *size) array.
@@ -188,8 +189,8 @@ class Model:
         self._check(stored)
         direction = F.normalize(self.encode_texts([text] if isinstance(text, str) else text).mean(dim=0), dim=0)
         tokens, grid = self.dual.image_tokens(self.preprocess.to_float(stored.to(self.device)))
-        cosines = (tokens[0].cpu() @ direction).reshape(1, 1, *grid)
-        return enlarge(cosines, self.preprocess.config.size, self.dual.token_centre)[0, 0].numpy()
+        likeness = (tokens[0].cpu() @ direction).reshape(1, 1, *grid)
+        return enlarge(likeness, self.preprocess.config.size, self.dual.token_centre)[0, 0].numpy()
 
     def random_like(self, seed: int) -> Model:
         """The same architecture with freshly drawn weights: the baseline that a trained model is shown beside."""

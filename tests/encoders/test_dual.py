@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from medfm.encoders.build import build_dual
-from medfm.encoders.config import DualConfig, TimmConfig, VitConfig
+from medfm.encoders.config import DualConfig, Resnet3dConfig, TimmConfig, VitConfig
 from medfm.encoders.dual import DualEncoder, unit
 from medfm.errors import ConfigError
 from medfm.text.tokenizers import ClipTokenizer
@@ -48,7 +48,7 @@ def test_dual__vectors_by_hand() -> None:
     image = torch.tensor([[[2.0, 1.0], [4.0, 3.0]]])  # mean (3, 2) -> (3, 4) -> (.6, .8)
     torch.testing.assert_close(model.encode_image(image), torch.tensor([[0.6, 0.8]]))
     tokens, grid = model.image_tokens(image)
-    torch.testing.assert_close(tokens[0, 0], torch.tensor([2.0, 2.0]) / math.sqrt(8))
+    torch.testing.assert_close(tokens[0], torch.tensor([[2.0, 2.0], [4.0, 6.0]]) / 5)  # (3, 4), their mean, is 5 long
     assert grid == (1, 2)
     model.text_encoder.forward = lambda x, mask: TextOutput(tokens=x[:, None], pooled=x.float())  # type: ignore[method-assign]
     torch.testing.assert_close(model.encode_text(torch.tensor([[0, 5]])), torch.tensor([[0.0, 1.0]]))
@@ -68,16 +68,36 @@ def test_dual__unit_vectors_from_real_encoders(encoder: Any, projection: str) ->
     assert not torch.allclose(text[0], text[1], atol=1e-3)
     tokens, grid = model.image_tokens(torch.randn(3, 1, 32, 32))
     assert tokens.shape == (3, math.prod(grid), 24)
-    torch.testing.assert_close(tokens.norm(dim=2), torch.ones(3, math.prod(grid)))
+    if projection == "mlp" or encoder is VIT:
+        torch.testing.assert_close(tokens.norm(dim=2), torch.ones(3, math.prod(grid)))
 
 
 def test_dual__mean_pooled_score_is_shared_among_the_patches() -> None:
     model = dual(TimmConfig(model="resnet10t", img_size=(64, 64)))
-    x = torch.randn(1, 1, 64, 64)
-    projected = model.image_projection(model.image_encoder(x).patch_tokens)[0]
-    vector = model.encode_image(x)[0]
-    torch.testing.assert_close(projected.mean(dim=0) / projected.mean(dim=0).norm(), vector)
-    torch.testing.assert_close(model.image_tokens(x)[0][0], projected / projected.norm(dim=1, keepdim=True))
+    x = torch.randn(2, 1, 64, 64)
+    tokens, _ = model.image_tokens(x)
+    torch.testing.assert_close(tokens.mean(dim=1), model.encode_image(x))
+    assert tokens.norm(dim=2).std() > 0.01
+
+
+def test_dual__patches_of_a_maximum_keep_their_lengths() -> None:
+    model = dual(
+        Resnet3dConfig(
+            depth=18,
+            layers=(1,),
+            widths=(8,),
+            strides=(1,),
+            stem_stride=(4, 4, 4),
+            stem_pool=False,
+            img_size=(16,) * 3,
+            pool="max",
+        )
+    )
+    x = torch.randn(2, 1, 16, 16, 16)
+    vector, output = model.encode_image_and_patches(x)
+    whole = model.image_projection(output.patch_tokens.amax(dim=1)).norm(dim=1)
+    torch.testing.assert_close(model.image_projection(output.patch_tokens.amax(dim=1)) / whole[:, None], vector)
+    torch.testing.assert_close(model.image_tokens(x)[0], model.image_projection(output.patch_tokens) / whole[:, None, None])
 
 
 def test_dual__class_token_model_maps_by_value_path() -> None:
