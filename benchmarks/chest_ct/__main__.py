@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chest_ct.common import FOCAL, phantom, scores, train
+from benchmarks.chest_ct.common import FOCAL, NEAR, phantom, scores, train
 from benchmarks.common import ROOT, bar, interval, table, write
 
 
@@ -24,10 +24,16 @@ def main() -> None:
     found = scores(run, manifest)
 
     rows: list[list[object]] = []
-    for name in ("zero_shot", "grounding", "compositional"):
-        rows += [[name.replace("_", " "), *cells] for cells in _rows(name, found[name])]
+    titles = {
+        "zero_shot": "zero-shot AUROC",
+        "grounding": "pointing",
+        "near": f"pointing, {NEAR:g} mm",
+        "compositional": "told apart",
+    }
+    for name, title in titles.items():
+        rows += [[title, *cells] for cells in _rows(name, found[name])]
     auroc, random = found["mean_auroc"]
-    points, random_points = found["mean_pointing"]
+    (points, random_points), (near, random_near) = found["mean_pointing"], found["mean_near"]
     swapped, negated = found["side swapped"], found["negated"]
     bars = [
         bar(f"training at most 30 minutes on 2 cores: {minutes:.1f} min", minutes <= 30),
@@ -40,15 +46,19 @@ def main() -> None:
             f"pointing game, mean over {', '.join(FOCAL)}, at least 0.6: {points:.3f} (random weights {random_points:.3f})",
             points >= 0.6,
         ),
+        bar(
+            f"the same with the published game's tolerance, here {NEAR:g} mm: {near:.3f} (random weights {random_near:.3f})",
+            near >= 0.6,
+        ),
     ]
     write(
         "chest_ct",
         "Chest CT and reports on the phantom",
-        f"{arguments.studies} generated studies; scored on the test split, whose patients training has not seen. A made-up "
-        "world with known answers: the figures say that the machinery works, nothing about patients. Pointing: does the "
-        "highest patch of the finding's heat map lie in its mask, no tolerance; chance is the share of patches in it, ceiling "
-        "the share of findings that hold the middle of any patch. Text alone: the accuracy without looking at the image. "
-        "Intervals: 1,000 resamples of patients.",
+        f"{arguments.studies} generated studies; scored on the test split, whose patients training has not seen; settings were "
+        "chosen on the val split. A made-up world with known answers: the figures say that the machinery works, nothing about "
+        "patients. Pointing: does the highest patch of the finding's heat map lie in its mask, or so near to it; chance is the "
+        "share of patches that do, ceiling the share of findings where any does. Text alone: the accuracy without looking at "
+        "the image. Intervals: 1,000 resamples of patients.",
         table(["score", "what", "n", "value [95 % interval]", "random weights", "more"], rows),
         "\n".join(bars),
     )
@@ -66,7 +76,7 @@ def _rows(name: str, result: dict[str, Any]) -> list[list[object]]:
             ]
             for e in result["scores"]
         ]
-    if name == "grounding":
+    if name in ("grounding", "near"):
         return [
             [
                 e["name"],
