@@ -84,7 +84,7 @@ def _measure(name: str, changes: dict[str, Any], seed: int, manifest: Path, argu
         overrides = {
             "seed": seed,
             "data.batch_size": arguments.batch,
-            "data.cache": stored(manifest),
+            "data.cache": str(stored(manifest)),
             "trainer.max_epochs": arguments.epochs,
             "trainer.val_every": arguments.epochs,
             "trainer.checkpoint_every": arguments.epochs,

@@ -43,7 +43,7 @@ def main() -> None:
     for name, encoder in ENCODERS.items():
         overrides: dict[str, Any] = {
             "data.batch_size": arguments.batch,
-            "data.cache": stored(manifest),
+            "data.cache": str(stored(manifest)),
             "trainer.max_epochs": arguments.epochs,
             "trainer.val_every": arguments.epochs,
             "trainer.checkpoint_every": arguments.epochs,
