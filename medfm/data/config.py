@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medfm.registry import Config, InputPath
 from medfm.text.config import ReportConfig
@@ -38,3 +38,8 @@ class DataConfig(Config):
     check_files: Literal["headers", "decode", "none"] = Field(
         default="headers", description="before training: files exist and headers parse; every image decodes; or no check"
     )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value

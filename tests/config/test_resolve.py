@@ -86,6 +86,12 @@ def test_resolve__a_broken_section_is_not_judged_by_its_default(here: Path) -> N
         resolve(PretrainConfig, "pretrain", None, given)
 
 
+def test_resolve__a_cache_may_be_a_path(here: Path) -> None:
+    (here / "films.parquet").touch()
+    config = resolve(PretrainConfig, "pretrain", None, {"data.manifest": here / "films.parquet", "data.cache": here}).config
+    assert config.data.cache == str(here)
+
+
 def test_resolve__components_of_a_list_have_paths_of_their_own(here: Path) -> None:
     _write(here, "mine", "name: mine\ndata: {manifest: m.parquet}\n")
     terms = [{"name": "filip", "heldd": 3}, "glora", 3, {"name": "streams", "dim": 10}, {"name": "sentences", "top": 0}]
