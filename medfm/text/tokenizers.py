@@ -40,7 +40,7 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[LongT
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long, device="cpu")
         mask[i, : len(row)] = 1
     return ids, mask  # type: ignore[return-value]
 
