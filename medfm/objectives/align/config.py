@@ -104,9 +104,14 @@ class LevelsConfig(TermConfig):
 class HardNegativesConfig(TermConfig):
     """An image against its own text and that text with sides swapped or findings negated (NegCLIP's hard negatives)."""
 
-    texts: ClassVar[tuple[TextKind, ...]] = ("swapped", "negated")
-
     name: str = "hard_negatives"
+    kinds: tuple[Literal["swapped", "negated"], ...] = Field(
+        default=("swapped", "negated"), min_length=1, description="changes of a text that an image is held against"
+    )
+
+    @property
+    def texts(self) -> tuple[TextKind, ...]:  # type: ignore[override]
+        return self.kinds
 
 
 _Kinds = tuple[Literal["anatomy", "pathology", "device", "normal"], ...]
