@@ -49,6 +49,19 @@ def test_term__sets_the_image_against_its_own_counterfactuals(make_objective: Ma
     assert float(output.logs["hard_negatives_accuracy_swapped"]) == sum(right) / 7
 
 
+def test_term__of_one_kind_alone_asks_for_that_kind(make_objective: Make, make_text_batch: Make) -> None:
+    objective, batch = make_objective(weight=0.0, terms=[{"name": "hard_negatives", "kinds": ["swapped"]}]), make_text_batch()
+    assert objective.config.further_texts.kinds == ("swapped",)
+    both = make_objective(weight=0.0, terms=["hard_negatives"])
+    both.load_state_dict(objective.state_dict())
+    empty = batch.texts["negated"]
+    none = replace(empty, **{name: getattr(empty, name)[:0] for name in vars(empty)})
+    expected = both(replace(batch, texts={**batch.texts, "negated": none}))
+    found = objective(replace(batch, texts={"swapped": batch.texts["swapped"]}))
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert "hard_negatives_accuracy_negated" not in found.logs
+
+
 def test_term__learns_to_tell_a_text_from_its_counterfactuals(make_objective: Make, make_text_batch: Make) -> None:
     objective, batch = make_objective(terms=["hard_negatives"]), make_text_batch()
     optimiser = torch.optim.Adam(objective.parameters(), lr=3e-3)
