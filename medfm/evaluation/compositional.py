@@ -127,13 +127,14 @@ def run_compositional(config: CompositionalConfig, progress: bool = True) -> dic
     with progress_bar("compositional", len(names), progress) as advance:
         images, kept, failures = encode_all(
             models,
-            [manifest.root / name for name in names],
+            manifest.root,
             names,
             modalities,
             data.batch_size,
             data.workers,
             data.on_error,
             advance,
+            data.cache,
         )
     place = {asked[position]: number for number, position in enumerate(kept)}
     pairs = [pair for pair in pairs if pair.row in place]

@@ -24,11 +24,19 @@ class EvaluateDataConfig(Config):
     on_error: Literal["fail", "skip"] = "fail"
 
 
+class CachedDataConfig(EvaluateDataConfig):
+    """Which studies are scored, by tasks that need nothing of an image but what the network sees."""
+
+    cache: InputPath | None = Field(
+        default=None, description="images come from this folder, made by `medfm cache` under the model's contract"
+    )
+
+
 class ZeroShotConfig(Config):
     """`medfm evaluate zero_shot`."""
 
     model: InputPath = Field(description="run folder or model.safetensors")
-    data: EvaluateDataConfig
+    data: CachedDataConfig
     prompts: str = Field(default="chexpert", description="name of a shipped prompt set, or a YAML file")
     method: Literal["pair", "multiclass"] | None = Field(default=None, description="default: what the prompt set says")
     findings: tuple[str, ...] = Field(default=(), description="score these only; empty scores all that have labels")
@@ -52,7 +60,7 @@ class RetrievalConfig(Config):
     """`medfm evaluate retrieval`: image to report and back, R@1/5/10."""
 
     model: InputPath
-    data: EvaluateDataConfig
+    data: CachedDataConfig
     report: ReportConfig = Field(default=ReportConfig(), description="which part of a report is matched")
     ks: tuple[int, ...] = (1, 5, 10)
     bootstrap: int = Field(default=1000, ge=0)
@@ -136,7 +144,7 @@ class CompositionalConfig(Config):
     denied?"""
 
     model: InputPath = Field(description="run folder or model.safetensors")
-    data: EvaluateDataConfig
+    data: CachedDataConfig
     report: ReportConfig = Field(default=ReportConfig(), description="which part of a report is compared")
     levels: tuple[Level, ...] = Field(
         default=("sentence", "report"), description="each sentence by itself; the whole text; the first is the headline"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfm.errors import ConfigError, DataError
-from medfm.evaluation.encode import Failure, encode_files, pick_device, progress_bar, unreadable
+from medfm.evaluation.encode import Failure, ImageFiles, encode_files, pick_device, progress_bar, unreadable
 from medfm.io.files import atomic_write, require_writable
 from medfm.io.sequences import split_sequences
 
@@ -70,9 +70,10 @@ def embed(
     if rows is not None and modality:
         raise ConfigError(f"'{source}' is a manifest and says the modality of each image: modality has no meaning for it")
     modalities = modalities or [modality] * len(paths)
+    read = ImageFiles(paths, modalities, model.preprocess)
     failures: list[Failure] = []
     with progress_bar("embed", len(paths), progress) as advance, _writer(out, model, rows is not None) as writer:
-        for batch in encode_files([model], paths, modalities, batch_size, workers):
+        for batch in encode_files([model], read, len(paths), batch_size, workers):
             if batch.failures and on_error == "fail":
                 raise unreadable(batch.failures[0], names, "on_error")
             failures += batch.failures

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -74,6 +75,34 @@ class ImageFiles:
         return (torch.from_numpy(self.preprocess(image)),)
 
 
+class StoredFiles:
+    """position -> (image (C, *size) in storage dtype,): from a cache that `medfm cache` made under the model's contract, whose
+    pixels are those of the files.
+
+    Raises:
+        ConfigError: `cache` is no cache, or was made under another contract. DataError, when asked for it: it lacks an image,
+            or the file has changed since.
+    """
+
+    def __init__(
+        self, cache: Path, root: Path, names: Sequence[str], modalities: Sequence[str], preprocess: Preprocess
+    ) -> None:
+        from medfm.data.store.reader import open_rows
+
+        self.cache, self.names, self.preprocess = cache, names, preprocess
+        self.stored, found = open_rows(cache, preprocess, names, modalities, root.resolve())
+        self.places = np.where(found.usable, np.cumsum(found.usable) - 1, -1)
+
+    def __call__(self, position: int) -> tuple[Tensor, ...]:
+        place = int(self.places[position])
+        if place < 0:
+            raise DataError(
+                f"data.cache '{self.cache}' lacks '{self.names[position]}', or the file has changed since; add it with "
+                f"`medfm cache manifest=... recipe=... out={self.cache}`"
+            )
+        return (torch.from_numpy(self.preprocess.fit(self.stored[place])),)
+
+
 class _Items(Dataset[tuple[int, "tuple[Tensor, ...] | Failure"]]):
     """An unreadable item becomes a Failure, so that a worker process survives it."""
 
@@ -115,52 +144,59 @@ def read_batches(
 
 
 def encode_files(
-    models: Sequence[Model], paths: Sequence[Path], modalities: Sequence[str] = (), batch_size: int = 64, workers: int = 0
+    models: Sequence[Model], read: Callable[[int], tuple[Tensor, ...]], count: int, batch_size: int = 64, workers: int = 0
 ) -> Iterator[EncodedBatch]:
-    """Embeddings of image files, in the order of `paths`.
-
-    Every file is decoded and preprocessed once, by the contract of the first model, whatever the number of models.
+    """Embeddings of images, in their order. Every image is read once, whatever the number of models.
 
     Args:
         models: share their preprocessing contract.
-        paths: files, or folders that hold one series.
-        modalities: what a manifest says of each file, for files that cannot say it themselves; empty: nothing is said.
+        read: position -> (image,), as `ImageFiles` and `StoredFiles`.
+        count: of the images.
         batch_size: images a batch.
         workers: loader processes; 0 reads in this one.
     """
-    read = ImageFiles(paths, modalities, models[0].preprocess)
-    for batch in read_batches(read, range(len(paths)), batch_size, workers):
+    for batch in read_batches(read, range(count), batch_size, workers):
         embeddings = [model.encode_images(images, batch_size).float().cpu() for images in batch.tensors for model in models]
         yield EncodedBatch(batch.positions, embeddings, batch.failures)
 
 
 def encode_all(
     models: Sequence[Model],
-    paths: Sequence[Path],
+    root: Path,
     names: Sequence[str],
     modalities: Sequence[str] = (),
     batch_size: int = 64,
     workers: int = 0,
     on_error: str = "fail",
     advance: Callable[[int], None] = lambda n: None,
+    cache: Path | None = None,
 ) -> tuple[list[Tensor], list[int], list[Failure]]:
-    """Embeddings of all readable files.
+    """Embeddings of all readable images of a manifest.
 
     Args:
-        names: what each file is called in an error, relative to the data's root.
+        models: share their preprocessing contract.
+        root, names: the data's folder, and the images' paths below it, as an error calls them.
+        modalities: what the manifest says of each file, for files that cannot say it themselves; empty: nothing is said.
+        cache: read images from this cache in place of their files.
         on_error: "fail" stops at the first unreadable file, "skip" leaves it out.
         advance: told the number of files just done.
 
     Returns:
-        One (n, D) tensor per model, the positions (n) of its rows among `paths`, and the failures.
+        One (n, D) tensor per model, the positions (n) of its rows among `names`, and the failures.
 
     Raises:
-        DataError: a file cannot be read and `on_error` is "fail", or no file can be read.
+        DataError: a file cannot be read and `on_error` is "fail", or no file can be read. ConfigError: see `StoredFiles`.
     """
+    preprocess = models[0].preprocess
+    read: Callable[[int], tuple[Tensor, ...]]
+    if cache is None:
+        read = ImageFiles([root / name for name in names], modalities, preprocess)
+    else:
+        read = StoredFiles(cache, root, names, modalities, preprocess)
     parts: list[list[Tensor]] = [[] for _ in models]
     positions: list[int] = []
     failures: list[Failure] = []
-    for batch in encode_files(models, paths, modalities, batch_size, workers):
+    for batch in encode_files(models, read, len(names), batch_size, workers):
         if batch.failures and on_error == "fail":
             raise unreadable(batch.failures[0], names, "data.on_error")
         for part, embedding in zip(parts, batch.embeddings, strict=False):
@@ -170,7 +206,7 @@ def encode_all(
         advance(len(batch.positions) + len(batch.failures))
     if not positions:
         raise DataError(
-            f"none of the {len(paths)} images can be read; the first: {failures[0].reason}" if failures else "no images"
+            f"none of the {len(names)} images can be read; the first: {failures[0].reason}" if failures else "no images"
         )
     return [torch.cat(part) for part in parts], positions, failures
 

@@ -141,7 +141,8 @@ def failure_facts(failures: Sequence[Failure], rows: Sequence[int] | NDArray) ->
 def _public(config: Any) -> Any:
     """The configuration of an evaluation as a result may tell it: of the data the manifest's file name alone, since the folders
     above it may name a patient. What it was is told by its hash."""
-    data = {"manifest": Path(config.data.manifest.name)} | ({"root": Path("...")} if config.data.root is not None else {})
+    data = {"manifest": Path(config.data.manifest.name)}
+    data |= {key: Path("...") for key in ("root", "cache") if getattr(config.data, key, None) is not None}
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 

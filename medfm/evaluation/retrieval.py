@@ -138,13 +138,14 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> dict[str, A
     with progress_bar("retrieval", len(names), progress) as advance:
         images, kept, failures = encode_all(
             models,
-            [manifest.root / name for name in names],
+            manifest.root,
             names,
             frame["modality"].tolist(),
             config.data.batch_size,
             config.data.workers,
             config.data.on_error,
             advance,
+            config.data.cache,
         )
     # The pool: distinct texts of readable images, in order of appearance.
     frame, texts = frame.iloc[kept], [texts[position] for position in kept]

@@ -203,9 +203,10 @@ def evaluate(
     on_error: str = "fail",
     explicit: bool = False,
     progress: bool = False,
+    cache: Path | None = None,
 ) -> Evaluation:
     """Score a classifier on a split; see `run_zero_shot`. `baseline` is a model with random weights, scored on the same decoded
-    images.
+    images; `cache` is read in place of the files.
 
     Raises:
         DataError: the split is empty, no finding is labelled, or an image cannot be read (unless `on_error` is "skip").
@@ -229,7 +230,7 @@ def evaluate(
     models = [classifier.model, *([baseline] if baseline is not None else [])]
     with progress_bar("zero-shot", len(names), progress) as advance:
         embeddings, kept, failures = encode_all(
-            models, [manifest.root / name for name in names], names, modalities, batch_size, workers, on_error, advance
+            models, manifest.root, names, modalities, batch_size, workers, on_error, advance, cache
         )
     rows = wanted[kept]
     test, val = splits[rows] == split, splits[rows] == val_split
@@ -319,6 +320,7 @@ def run_zero_shot(config: ZeroShotConfig, progress: bool = True) -> dict[str, An
         config.data.on_error,
         explicit=bool(config.findings),
         progress=progress,
+        cache=config.data.cache,
     )
     result = provenance.envelope(
         "zero_shot",
