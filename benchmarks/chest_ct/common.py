@@ -42,31 +42,33 @@ def train(manifest: Path, run: Path, overrides: dict[str, Any], recipe: str = RE
     return run, float(clock.read_text(encoding="utf-8"))
 
 
-def scores(run: Path, manifest: Path, split: str = "test", random: bool = True) -> dict[str, Any]:
-    """The three results of a run, and of each headline what is made of them: that of the model, and with `random` that of
-    random weights."""
-    data: dict[str, Any] = {
-        "model": run,
-        "random_baseline": random,
-        "data.manifest": manifest,
-        "data.split": split,
-        "data.val_split": "val" if split == "test" else "test",
-    }
+def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) -> dict[str, Any]:
+    """The results of a run on a split, and of each headline made of them that of the model and that of random weights.
+    `quick`: without random weights, intervals, Dice, pictures and the pointing with a tolerance."""
     focal: dict[str, Any] = {"prompts": "phantom_ct", "findings": FOCAL}
+    cached = {"data.cache": stored(manifest)}
     options: dict[str, tuple[str, dict[str, Any]]] = {
-        "zero_shot": ("zero_shot", {"prompts": "phantom_ct"}),
+        "zero_shot": ("zero_shot", {"prompts": "phantom_ct", **cached}),
         "grounding": ("grounding", focal),
         "near": ("grounding", {**focal, "tolerance": NEAR}),
-        "compositional": ("compositional", {"report": {"sections": ["impression"]}}),
+        "compositional": ("compositional", {"report": {"sections": ["impression"]}, **cached}),
     }
-    found = {name: medfm.evaluate(task, {**data, **more, "out": run / name}) for name, (task, more) in options.items()}
+    data: dict[str, Any] = {"model": run, "data.manifest": manifest, "data.split": split, "random_baseline": not quick}
+    val_split = "none" if quick else "val" if split == "test" else "test"
+    found: dict[str, Any] = {}
+    for name, (task, more) in options.items():
+        if quick and name == "near":
+            continue
+        hurried: dict[str, Any] = {"bootstrap": 0} if quick else {}
+        if task != "compositional":
+            hurried |= {"data.val_split": val_split} | ({"pictures": False} if quick else {})
+        found[name] = medfm.evaluate(task, {**data, **more, **hurried, "out": run / name})
     findings = [e for e in found["zero_shot"]["findings"] if e["auroc"] is not None]
     found["mean_auroc"] = _mean([_values(e, "auroc") for e in findings])
-    found["mean_pointing"] = _mean([_values(e, "pointing") for e in found["grounding"]["findings"]])
-    found["mean_near"] = _mean([_values(e, "pointing") for e in found["near"]["findings"]])
+    for name in {"grounding", "near"} & found.keys():
+        found[f"mean_{name}"] = _mean([_values(e, "pointing") for e in found[name]["findings"]])
     for entry in found["compositional"]["scores"]:
-        if entry["level"] == "sentence":
-            found[entry["kind"]] = _values(entry, "accuracy")
+        found[f"{entry['kind']} {entry['level']}"] = _values(entry, "accuracy")
     return found
 
 

@@ -34,8 +34,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "chest_ct", help="folder of volumes and runs")
-    parser.add_argument("--studies", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--studies", type=int, default=3600)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     manifest = phantom(arguments.out, arguments.studies)
@@ -53,7 +53,7 @@ def main() -> None:
         folder = arguments.out / "encoders" / "".join(c if c.isalnum() else "_" for c in name)
         run, minutes = train(manifest, folder / f"run_{arguments.epochs}x{arguments.batch}", overrides)
         found = scores(run, manifest)
-        headlines = ("mean_auroc", "side swapped", "negated", "mean_pointing")
+        headlines = ("mean_auroc", "side swapped report", "negated report", "mean_grounding")
         both = [f"{score:.3f} ({random:.3f})" for score, random in (found[key] for key in headlines)]
         rows.append([name, *both, f"{minutes:.1f}"])
         print(table(_HEAD, rows), flush=True)
@@ -62,7 +62,7 @@ def main() -> None:
         "Slices against volumes on the phantom's chest CTs",
         f"{arguments.studies} studies, `chest_ct_tiny` for {arguments.epochs} epochs, batches of {arguments.batch}, one "
         "seed; in brackets the same encoder with random weights. Scored on patients that training has not seen: mean zero-shot "
-        "AUROC, sentences with sides swapped and findings negated told from true ones, pointing game. The grids of tokens "
+        "AUROC, reports with sides swapped and findings negated told from true ones, pointing game. The grids of tokens "
         "differ: what no token's centre falls into cannot be pointed at.",
         table(_HEAD, rows),
     )
