@@ -59,9 +59,9 @@ def main() -> None:
         f"{arguments.studies} generated studies; scored on the test split, whose patients training has not seen; settings were "
         "chosen on the val split. A made-up world with known answers: the figures say that the machinery works, nothing about "
         "patients. The images were decoded once beforehand (`medfm cache`), which the training time leaves out. Pointing: does "
-        "the highest patch of the finding's heat map lie in its mask, or so near to it; chance is the share of patches that do, "
-        "ceiling the share of findings where any does. Text alone: the accuracy without looking at the image. Intervals: 1,000 "
-        "resamples of patients.",
+        "the highest patch of the finding's heat map lie in its mask, or so near to it; chance is the share of patches that "
+        "do, ceiling the share of findings where any does. Text alone: the accuracy without looking at the image. Intervals: "
+        "1,000 resamples of patients.",
         table(["score", "what", "n", "value [95 % interval]", "random weights", "more"], rows),
         "\n".join(bars),
     )
