@@ -13,9 +13,9 @@ _M_MMAP_MAX = -4
 def keep_freed_memory() -> bool:
     """Stop glibc's malloc from giving large blocks back to the kernel when they are freed; False with another C library.
 
-    A step on a CPU allocates the same tensors as the one before. glibc maps each of more than 32 MB anew and unmaps it again, so
-    that the kernel clears the same pages in every step: a quarter to a third of the time of a small 3D ResNet's step here, for
-    a few per cent more memory. The process keeps the memory of its largest step until it ends.
+    A step on a CPU allocates the same tensors as the one before. glibc maps each of more than 32 MB anew and unmaps it again,
+    so that the kernel clears the same pages in every step: a quarter to a third of the time of a small 3D ResNet's step, for a
+    few per cent more memory. The process keeps the memory of its largest step until it ends.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
