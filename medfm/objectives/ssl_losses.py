@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from medfm.encoders.dual import unit
 from medfm.objectives.batch_norm import standardise
 from medfm.objectives.gather import Gather, SingleDevice, mean_of_rows
 from medfm.objectives.losses import ContrastiveLoss, at_least_float32, info_nce
@@ -44,7 +44,7 @@ def nt_xent(
         gather, tile: as in `info_nce`.
     """
     gather = gather or SingleDevice()
-    first, second = _unit(first), _unit(second)
+    first, second = unit(first), unit(second)
     sizes = gather.sizes(first.shape[0], first.device)
     start = sum(sizes[: gather.rank])
     number = torch.arange(start, start + first.shape[0], device=first.device)
@@ -79,9 +79,9 @@ def key_loss(
         query, key: (n, D) of one image's two views, normalised here. No gradient reaches the keys.
         groups, gather, tile: as in `nt_xent`.
     """
-    query = _unit(query)
+    query = unit(query)
     return info_nce(
-        query, _unit(key.detach()), _log_scale(query, temperature), image_weight=1.0, groups=groups, gather=gather, tile=tile
+        query, unit(key.detach()), _log_scale(query, temperature), image_weight=1.0, groups=groups, gather=gather, tile=tile
     )
 
 
@@ -115,7 +115,7 @@ def queue_loss(
             its negatives.
     """
     gather = gather or SingleDevice()
-    query, key = _unit(query), _unit(key.detach())
+    query, key = unit(query), unit(key.detach())
     with torch.autocast(query.device.type, enabled=False):
         own = (query * key).sum(1, keepdim=True) / temperature
         others = query @ queue.to(query.dtype, copy=True).t() / temperature
@@ -140,7 +140,7 @@ def byol_loss(prediction: Tensor, target: Tensor, gather: Gather | None = None) 
     Args:
         prediction, target: (n, D), normalised here. No gradient reaches the targets.
     """
-    distance = (_unit(prediction) - _unit(target.detach())).square().sum(1)
+    distance = (unit(prediction) - unit(target.detach())).square().sum(1)
     return mean_of_rows(distance, gather or SingleDevice())
 
 
@@ -178,10 +178,6 @@ def barlow_loss(first: Tensor, second: Tensor, weight: float, gather: Gather | N
         loss = weight * everything + (1 - weight) * diagonal
     # Every device has made the same loss; by the convention each of them passes back the gradient of all.
     return BarlowLoss(loss, diagonal.detach(), (everything - diagonal).detach())
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(x), dim=-1)
 
 
 def _log_scale(like: Tensor, temperature: float) -> Tensor:
