@@ -44,7 +44,7 @@ def train(manifest: Path, run: Path, overrides: dict[str, Any], recipe: str = RE
 
 def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) -> dict[str, Any]:
     """The results of a run on a split, and of each headline made of them that of the model and that of random weights.
-    `quick`: without random weights, intervals, Dice, pictures and the pointing with a tolerance."""
+    `quick`: without random weights, intervals, Dice, pictures and the pointing without a tolerance."""
     focal: dict[str, Any] = {"prompts": "phantom_ct", "findings": FOCAL}
     cached = {"data.cache": stored(manifest)}
     options: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,7 +57,7 @@ def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) 
     val_split = "none" if quick else "val" if split == "test" else "test"
     found: dict[str, Any] = {}
     for name, (task, more) in options.items():
-        if quick and name == "near":
+        if quick and name == "grounding":
             continue
         hurried: dict[str, Any] = {"bootstrap": 0} if quick else {}
         if task != "compositional":
