@@ -70,7 +70,8 @@ def main() -> None:
         f"of {arguments.batch}, each option alone beside the contrast, with its own defaults; {arguments.seeds} seeds: mean ± "
         "standard deviation. Scored on the val split, whose patients training has not seen, since recipes are chosen by this "
         "table: sentences and reports with sides swapped, and sentences with findings negated, told from true ones; pointing "
-        f"game within {NEAR:g} mm, half a token; mean zero-shot AUROC. A made-up world: which term helps there says little of patients.",
+        f"game within {NEAR:g} mm, half a token; mean zero-shot AUROC. A made-up world: "
+        "which term helps there says little of patients.",
         table(_HEAD, rows),
     )
 
