@@ -75,12 +75,12 @@ def main() -> None:
     write(
         "chest_ct_alignment",
         "Fine-grained alignment on the phantom's chest CTs",
-        f"{arguments.studies} generated studies, `chest_ct_tiny` with lighter encoders and no augmentation for {arguments.epochs} epochs, "
-        f"batches of {arguments.batch}, each option alone beside the contrast, with its own defaults; {arguments.seeds} seeds: mean ± "
-        "standard deviation. Scored on the val split, whose patients training has not seen, since recipes are chosen by this "
-        "table: sentences and reports with sides swapped, and sentences with findings negated, told from true ones; pointing "
-        f"game within {NEAR:g} mm, half a token; mean zero-shot AUROC. A made-up world: "
-        "which term helps there says little of patients.",
+        f"{arguments.studies} generated studies, `chest_ct_tiny` with lighter encoders and no augmentation for "
+        f"{arguments.epochs} epochs, batches of {arguments.batch}, each option alone beside the contrast, with its own defaults; "
+        f"{arguments.seeds} seeds: mean ± standard deviation. Scored on the val split, whose patients training has not seen, "
+        "since recipes are chosen by this table: sentences and reports with sides swapped, and sentences with findings negated, "
+        f"told from true ones; pointing game within {NEAR:g} mm, half a token; mean zero-shot AUROC. A made-up world: which "
+        "term helps there says little of patients.",
         table(_HEAD, rows),
     )
 
