@@ -76,9 +76,9 @@ def main() -> None:
         "chest_ct_alignment",
         "Fine-grained alignment on the phantom's chest CTs",
         f"{arguments.studies} generated studies, `chest_ct_tiny` with lighter encoders and no augmentation for "
-        f"{arguments.epochs} epochs, batches of {arguments.batch}, each option alone beside the contrast, with its own defaults; "
+        f"{arguments.epochs} epochs, batches of {arguments.batch}, each option alone beside the contrast, with its defaults; "
         f"{arguments.seeds} seeds: mean ± standard deviation. Scored on the val split, whose patients training has not seen, "
-        "since recipes are chosen by this table: sentences and reports with sides swapped, and sentences with findings negated, "
+        "since recipes are chosen by this table: sentences and reports with sides swapped, and sentences with findings denied, "
         f"told from true ones; pointing game within {NEAR:g} mm, half a token; mean zero-shot AUROC. A made-up world: which "
         "term helps there says little of patients.",
         table(_HEAD, rows),

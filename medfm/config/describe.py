@@ -10,11 +10,11 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from medfm.config.overrides import child_model
+from medfm.config.overrides import child_model, registry_of_items
 from medfm.config.problems import show
 from medfm.config.recipes import list_recipes
 from medfm.config.verbs import Verb
-from medfm.registry import ComponentConfig, ComponentField, Config
+from medfm.registry import OBJECTIVES, ComponentConfig, ComponentField, Config, Registry
 
 
 def schema_of(verb: Verb) -> type[Config]:
@@ -48,6 +48,10 @@ def _rows(model: type[Config], prefix: str, chosen: Mapping[str, str]) -> list[t
         default = chosen.get(prefix + name, info.default)
         if marks and prefix + name in chosen:
             marks[0].registry.config_class(default)
+        several = registry_of_items(info)
+        if several is not None:
+            rows += _listed(prefix + name, info, several, chosen)
+            continue
         inner = child_model(model, name, default if isinstance(default, str) else {})
         if marks:
             rows.append((prefix + name, str(default), f"{marks[0].registry.kind}: {', '.join(marks[0].registry.names())}"))
@@ -55,6 +59,15 @@ def _rows(model: type[Config], prefix: str, chosen: Mapping[str, str]) -> list[t
             rows += _rows(inner, f"{prefix}{name}.", chosen)
         elif not marks:
             rows.append((prefix + name, _default(info), info.description or _kind(info.annotation)))
+    return rows
+
+
+def _listed(name: str, info: FieldInfo, registry: Registry, chosen: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Rows of a list of components, with the keys of each where the section was asked for."""
+    rows = [(name, _default(info), f"{info.description}; known: {', '.join(registry.names())}")]
+    if name.rpartition(".")[0] in chosen and registry is not OBJECTIVES:
+        for component in registry.names():
+            rows += _rows(registry.config_class(component), f"{name}: [{{name: {component}}}].", {})
     return rows
 
 

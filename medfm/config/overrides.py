@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
 
 from medfm.errors import ConfigError
 from medfm.registry import ComponentField, Config, Registry
@@ -76,6 +77,12 @@ def _model_of(annotation: Any) -> type[Config] | None:
         if found is not None:
             return found
     return None
+
+
+def registry_of_items(info: FieldInfo) -> Registry | None:
+    """The registry of a field that holds a tuple of components."""
+    marks = (m for part in getattr(info.annotation, "__args__", ()) for m in getattr(part, "__metadata__", ()))
+    return next((m.registry for m in marks if isinstance(m, ComponentField)), None)
 
 
 def _registry_of(model: type[Config] | None, key: str) -> Registry | None:

@@ -77,7 +77,8 @@ def unknown_key(path: str, model: type[Config], root: type[Config]) -> str:
     if near:
         return f"unknown key; did you mean '{f'{parent}.' if parent else ''}{near[0]}'?"
     everywhere = leaves(root)
-    if path in everywhere:  # a key of the default component, where another one was chosen
+    listed = any(part.isdigit() for part in parent.split("."))  # one of several components: a namesake elsewhere means another
+    if listed or path in everywhere:  # a key of the default component, where another one was chosen
         return f"unknown key here; known: {', '.join(model.model_fields)}"
     elsewhere = [n for n in everywhere if n.rpartition(".")[2] == key] or difflib.get_close_matches(
         path, everywhere, n=1, cutoff=0.75
@@ -90,7 +91,10 @@ def unknown_key(path: str, model: type[Config], root: type[Config]) -> str:
 def explain(errors: list[Mapping[str, Any]], model: type[Config], root: type[Config], prefix: str) -> list[Problem]:
     """Problems of one validated section, unions folded into one line each."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
+    broken = {error["loc"][:-1] for error in errors if error["loc"] and isinstance(error["loc"][-1], int)}
     for error in errors:
+        if error["type"] == "too_short" and error["loc"] in broken:
+            continue  # what is wrong with its items is said; without them none is left
         grouped.setdefault(_clean(error["loc"], model), []).append(error)
     problems = []
     for inner, group in grouped.items():

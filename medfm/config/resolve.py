@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from medfm.config.overrides import Tree, child_model, default_component, merge, nest
+from medfm.config.overrides import Tree, child_model, default_component, merge, nest, registry_of_items
 from medfm.config.problems import Problem, explain, report
 from medfm.config.recipes import find_recipe
 from medfm.errors import ConfigError
@@ -191,7 +191,7 @@ def _validate(
             continue  # not given, or a component that may be left out
         if files and (lacking := _missing_file(values[key], info)):
             problems.append(Problem(path, lacking))
-        if (registry := _element(info)) is not None and isinstance(values[key], list | tuple):
+        if (registry := registry_of_items(info)) is not None and isinstance(values[key], list | tuple):
             found, items = _components(values[key], registry, root, path, files)
             problems += found
             if found:
@@ -235,12 +235,6 @@ def _validate(
                 problems.append(problem)
         config = None
     return problems, config if not problems else None
-
-
-def _element(info: FieldInfo) -> Registry | None:
-    """The registry of a field that holds a tuple of components."""
-    marks = (m for part in getattr(info.annotation, "__args__", ()) for m in getattr(part, "__metadata__", ()))
-    return next((m.registry for m in marks if isinstance(m, ComponentField)), None)
 
 
 def _components(

@@ -147,7 +147,7 @@ VERBS = {
             "where an image or volume resembles a text: NIfTI on its grid, and a picture",
             "medfm.evaluation.config:HeatmapConfig",
             "medfm.api:run_heatmap",
-            "medfm heatmap model=runs/chest_ct image=ct.nii.gz text='left pleural effusion' out=DIR",
+            "medfm heatmap model=runs/chest_ct image=ct.nii.gz modality=CT text='left pleural effusion' out=DIR",
         ),
         Verb(
             "embed",

@@ -30,9 +30,10 @@ _LONGEST = 200
 
 # Kind of problem -> what is said of it, in the order it is said.
 KINDS = {
-    "outside": "rows name an image or mask outside of the root",
+    "outside": "rows name an image or mask outside of the root, below which all must lie",
     "missing": "image files do not exist",
     "unreadable": "images cannot be read",
+    "modality": "images are no CT, which preprocess.window=hu needs",
     "duplicate": "rows name an image that an earlier row names",
     "leak": "rows put their patient into a second split",
     "split": "rows have a split other than train, val and test",
@@ -120,8 +121,8 @@ def check_manifest(
         level: "headers": files exist and their headers parse; "decode": every image decodes; "none": files are not looked at.
         need_text: an empty report makes a row unusable. For what trains or scores on text.
         splits: look at the files of these splits only; splits, labels and duplicates are checked over all rows.
-        preprocess: with level "decode", also refuse what contradicts the preprocessing contract. With "headers", a tilted
-            gantry passes where the contract resamples it.
+        preprocess: refuse rows whose modality cannot be in Hounsfield units where the contract needs them; with level "decode",
+            also what else contradicts the contract. With "headers", a tilted gantry passes where the contract resamples it.
         workers: threads that read files.
     """
     from medfm.text.report import is_empty
@@ -137,8 +138,10 @@ def check_manifest(
 
     first: dict[str, int] = {}
     used: list[int] = []
-    for row, image, mask, patient, split, view in zip(
-        frame.index.tolist(), frame["image"], frame["mask"], frame["patient_id"], frame["split"], frame["view"], strict=True
+    hounsfield = getattr(getattr(preprocess, "config", None), "window", "") == "hu"
+    columns = ("image", "mask", "patient_id", "split", "view", "modality")
+    for row, image, mask, patient, split, view, modality in zip(
+        frame.index.tolist(), *(frame[column] for column in columns), strict=True
     ):
         if views and view not in views:
             continue
@@ -148,7 +151,7 @@ def check_manifest(
         else:
             first[name] = row
         if not (_inside(image, manifest.root) and _inside(mask, manifest.root)):
-            found["outside"].append((row, example(row)))
+            found["outside"].append((row, example(row, "" if not _inside(image, manifest.root) else f", mask {_shown(mask)}")))
             continue
         if split not in SPLITS:
             found["split"].append((row, example(row)))
@@ -156,6 +159,8 @@ def check_manifest(
             found["patient"].append((row, example(row)))
         if wanted is None or split in wanted:
             used.append(row)
+            if hounsfield and modality not in ("", "CT"):
+                found["modality"].append((row, example(row, f" ({modality})" if len(modality) <= 16 else "")))
     leaking = leaks(frame["patient_id"], frame["split"])
     if leaking:
         for row, patient, split in zip(frame.index.tolist(), frame["patient_id"], frame["split"], strict=True):

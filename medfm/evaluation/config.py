@@ -86,7 +86,10 @@ class HeatmapConfig(Config):
     image: InputPath = Field(description="a file, or the folder of one series")
     text: Texts = Field(description="a phrase, or several as a list, whose mean vector is taken")
     against: Texts = Field(default=(), description="phrases whose similarity is taken off, e.g. those that deny the finding")
-    out: Path = Field(default=Path("heatmap"), description="folder: heatmap.nii.gz and montage.png, or overlay.png")
+    out: Path = Field(
+        default=Path("heatmap"),
+        description="folder: heatmap.nii.gz (NaN where the network sees nothing) and montage.png, or overlay.png",
+    )
     modality: str = Field(default="", description="what a NIfTI file cannot say itself, e.g. CT")
     slices: int = Field(default=12, ge=1, le=64, description="in the montage of a volume")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -130,8 +130,7 @@ class HeatMap:
         shown = shown[None] if flat else shown
         shown = shown.transpose(2, 1, 0, *range(3, shown.ndim))
         title = " / ".join(self.text) + (f"   less   {' / '.join(self.against)}" if self.against else "")
-        label = "likeness, less that to the other" if self.against else "likeness to the text"
-        return map_figure(self.image, shown, self.array, self.peak, title, label, slices)
+        return map_figure(self.image, shown, self.array, self.peak, title, slices)
 
     def save(self, folder: str | Path, slices: int = 12) -> list[Path]:
         """Write `heatmap.nii.gz` (volumes; float32 on the image's grid with its affine) and `montage.png`, of a single image

@@ -82,15 +82,13 @@ def chosen_slices(count: int, wanted: int, always: int, within: NDArray[np.bool_
     return sorted({int(n) for n in picks})
 
 
-def map_figure(
-    image: Image, shown: NDArray, heat: NDArray, peak: tuple[int, int, int], title: str, label: str, slices: int = 12
-) -> Figure:
+def map_figure(image: Image, shown: NDArray, heat: NDArray, peak: tuple[int, int, int], title: str, slices: int = 12) -> Figure:
     """An image with a map over it: one panel, or slices of a volume, with a colour bar; the highest place is marked.
 
     Args:
         image: the grid. shown: (i, j, k) and colours last, in [0, 1]. heat: (i, j, k), NaN outside of the field of view.
         peak: voxel of the highest value.
-        title: the text, in words. label: of the colour bar.
+        title: the text, in words.
     """
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
@@ -131,7 +129,7 @@ def map_figure(
     norm = mpl.colors.Normalize(low, high)
     scale = figure.colorbar(ScalarMappable(norm, mpl.colormaps["inferno"]), cax=bar)
     scale.ax.tick_params(colors="#d8dde4", labelsize=7)
-    scale.set_label(label, color="#d8dde4", fontsize=8)
+    scale.set_label("likeness", color="#d8dde4", fontsize=8)
     scale.outline.set_visible(False)
     said = f"highest at the ring{', ' + cut.plane + ' slices' if cut.plane else ''}; not a segmentation, not for diagnosis"
     figure.text(0.012, 1 - 0.1 / height, "\n".join(lines), color="white", fontsize=10, va="top")

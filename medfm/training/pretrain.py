@@ -46,6 +46,7 @@ def train(config: PretrainConfig, progress: bool = True) -> Path:
     # Data first: a bad manifest is reported before torch spends time on a model.
     from medfm.data.check import prepare
     from medfm.data.manifest import manifest_hash, read_manifest
+    from medfm.transforms.preprocess import Preprocess
 
     progress = progress and _first_process()
     objective_config: Any = config.objective
@@ -58,6 +59,7 @@ def train(config: PretrainConfig, progress: bool = True) -> Path:
         need_text=objective_config.tokenizer_config is not None,
         progress=progress,
         level=level,
+        preprocess=Preprocess(config.preprocess),
     )
     digest = manifest_hash(manifest)
     with _quiet_lightning():

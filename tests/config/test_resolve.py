@@ -102,6 +102,11 @@ def test_resolve__components_of_a_list_have_paths_of_their_own(here: Path) -> No
         "  objective.terms.3  dim 10 is not a multiple of num_heads 4  (command line)",
         "  objective.terms.4.top  0 is below 1  (command line)",
     ]
+    terms = [{"name": "gloria", "tempature": 3}, {"name": "hard_negatives", "kinds": ["swaped"]}]
+    lines = _message("mine", {"objective.terms": terms}).splitlines()
+    assert len(lines) == 3
+    assert "objective.terms.0.tempature  unknown key here; known: name, weight, attention" in re.sub(" {2,}", "  ", lines[1])
+    assert "'swaped' is not one of 'swapped', 'negated'; did you mean 'swapped'?" in lines[2]
     found = _resolve("mine", **{"objective.terms": ["filip", {"name": "sentences", "top": 3}]}).objective
     assert [term.name for term in found.terms] == ["filip", "sentences"]
     assert found.terms[1].top == 3

@@ -13,6 +13,8 @@ from medfm.data.check import check_manifest, checked, prepare
 from medfm.data.config import DataConfig
 from medfm.data.manifest import Manifest, read_manifest
 from medfm.errors import DataError
+from medfm.transforms.config import PreprocessConfig
+from medfm.transforms.preprocess import Preprocess
 
 
 @pytest.fixture
@@ -102,6 +104,22 @@ def test_check_manifest__decode_also_asks_the_contract(make_manifest: Callable[.
     report = check_manifest(manifest, level="decode", preprocess=contract)
     assert report.problems["unreadable"].rows == [1]
     assert "is not accepted" in report.problems["unreadable"].examples[0]
+
+
+def test_check_manifest__hounsfield_units_need_ct(make_manifest: Callable[..., Manifest]) -> None:
+    manifest = make_manifest(4, modality=["CT", "", "MR", "CT"])
+    contract = Preprocess(PreprocessConfig(size=(32, 32), window="hu"))
+    problem = check_manifest(manifest, preprocess=contract).problems["modality"]
+    assert problem.rows == [2]
+    assert "'images/2.png' (MR)" in problem.examples[0]
+    assert check_manifest(manifest, level="none", preprocess=contract).problems["modality"].rows == [2]
+    assert "modality" not in check_manifest(manifest, preprocess=Preprocess(PreprocessConfig(size=(32, 32)))).problems
+    assert "modality" not in check_manifest(manifest).problems
+
+
+def test_check_manifest__says_which_file_lies_outside(make_manifest: Callable[..., Manifest]) -> None:
+    manifest = make_manifest(2, mask=["", "../masks/1.png"])
+    assert "mask '../masks/1.png'" in check_manifest(manifest).problems["outside"].examples[0]
 
 
 def test_check_manifest__empty_reports_matter_only_to_what_reads_text(make_manifest: Callable[..., Manifest]) -> None:
