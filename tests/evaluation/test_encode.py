@@ -79,5 +79,7 @@ def test_cache__of_another_contract(world: tuple[Path, Path, Path], tiny_recipe:
     store = tmp_path / "store"
     manifest = folder / "here.parquet"
     medfm.cache({"manifest": manifest, "root": folder, "recipe": str(tiny_recipe), "preprocess.dtype": "int16", "out": store})
-    with pytest.raises(ConfigError, match="another preprocessing contract"):
+    with pytest.raises(
+        ConfigError, match=r"another preprocessing contract \(preprocess.dtype \"int16\" there, \"uint8\" here\)"
+    ):
         medfm.evaluate("retrieval", {"model": run, "data.manifest": manifest, "data.root": folder, "data.cache": store})
