@@ -107,7 +107,6 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     from medfm.training.build import build_trainer
     from medfm.training.callbacks import Checkpoints, Weights
     from medfm.training.guard import build_guard
-    from medfm.training.heap import keep_freed_memory
     from medfm.training.loaders import Loaders
     from medfm.training.logs import CsvLogger, draw_curves
     from medfm.training.module import PretrainModule, channels_last
@@ -197,8 +196,6 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     )
     resumed = str(checkpoint.path) if checkpoint is not None else None
     del checkpoint  # the trainer lets go of its tensors when it has loaded them
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
     trainer.fit(module, datamodule=loaders, ckpt_path=resumed, weights_only=True)
     if keeper.stopped_by is not None:
         raise KeyboardInterrupt
