@@ -45,8 +45,8 @@ LIGHTER: dict[str, Any] = {
     "augment": {"scale": [1.0, 1.0], "rotate": 0, "translate": 0, "brightness": 0, "contrast": 0},
     "guard.on_collapse": "off",
 }
-"""A sixth of the recipe's operations and an eighth of its tokens, 44 mm each: there are many runs, and some terms compare every
-token with every word. No image is seen more than `epochs` times, so that augmentation is left out."""
+"""About a quarter of the recipe's multiplications and an eighth of its tokens, 44 mm each: there are many runs, and some terms
+compare every token with every word. No image is seen more than `epochs` times, so that augmentation is left out."""
 HEADLINES = ("side swapped sentence", "side swapped report", "negated sentence", "mean_near", "mean_auroc")
 
 
