@@ -150,17 +150,18 @@ def check_manifest(
             found["duplicate"].append((row, example(row, f", as {manifest.row_name(first[name])}")))
         else:
             first[name] = row
-        if not (_inside(image, manifest.root) and _inside(mask, manifest.root)):
-            found["outside"].append((row, example(row, "" if not _inside(image, manifest.root) else f", mask {_shown(mask)}")))
+        if not (inside(image, manifest.root) and inside(mask, manifest.root)):
+            found["outside"].append((row, example(row, "" if not inside(image, manifest.root) else f", mask {_shown(mask)}")))
             continue
         if split not in SPLITS:
             found["split"].append((row, example(row)))
         if patient.strip().lower() in _NO_PATIENT:
             found["patient"].append((row, example(row)))
         if wanted is None or split in wanted:
-            used.append(row)
             if hounsfield and modality not in ("", "CT"):
                 found["modality"].append((row, example(row, f" ({modality})" if len(modality) <= 16 else "")))
+            else:
+                used.append(row)
     leaking = leaks(frame["patient_id"], frame["split"])
     if leaking:
         for row, patient, split in zip(frame.index.tolist(), frame["patient_id"], frame["split"], strict=True):
@@ -201,7 +202,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _inside(image: str, root: Path) -> bool:
+def inside(image: str, root: Path) -> bool:
     """Whether a path stays below the root, by its words alone: a link is its owner's choice."""
     from medfm.io.sequences import split_sequences
 

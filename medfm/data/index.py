@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medfm.data.check import inside
 from medfm.data.index_config import IndexConfig
 from medfm.data.index_report import IndexReport, group_reasons, render, write_rejected
 from medfm.data.manifest import LABEL_PREFIX, Manifest, complete, counts, write_manifest
@@ -248,7 +249,8 @@ def _joined_rows(config: IndexConfig, found: Scan, frame: pd.DataFrame, join: Jo
         for role in _USUAL:
             if role in columns:
                 setattr(row, role, values[columns[role]].strip())
-        problem = _read_labels(row, values, columns["labels"])
+        problem = "" if inside(row.mask, found.root) else "its mask lies outside of root, below which all must lie"
+        problem = problem or _read_labels(row, values, columns["labels"])
         if problem:
             found.rejected.append((item.path, problem))
             continue
@@ -364,7 +366,7 @@ def _finish(
     write_manifest(manifest, config.out)
     _journal(config).unlink(missing_ok=True)
     if found.again:
-        notes = [f"{found.again:,} files were read by an earlier run that did not end", *notes]
+        notes = [f"{found.again:,} files were read by an earlier run that wrote no manifest", *notes]
     if card is not None:
         from medfm.data.layout import describe
         from medfm.data.questions import write_questions

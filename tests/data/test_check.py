@@ -113,6 +113,7 @@ def test_check_manifest__hounsfield_units_need_ct(make_manifest: Callable[..., M
     assert problem.rows == [2]
     assert "'images/2.png' (MR)" in problem.examples[0]
     assert check_manifest(manifest, level="none", preprocess=contract).problems["modality"].rows == [2]
+    assert 2 not in check_manifest(manifest, level="decode", preprocess=contract).problems["unreadable"].rows  # said once
     assert "modality" not in check_manifest(manifest, preprocess=Preprocess(PreprocessConfig(size=(32, 32)))).problems
     assert "modality" not in check_manifest(manifest).problems
 

@@ -199,6 +199,15 @@ def test_index__labels_as_json_columns_or_pattern(tmp_path: Path, png: Write) ->
         run(tmp_path, reports=reports, labels=["zz*"])
 
 
+def test_index__mask_outside_of_root_is_rejected(tmp_path: Path, png: Write) -> None:
+    for name in ("images/0.png", "images/1.png", "elsewhere/0.png"):
+        png(tmp_path / name)
+    reports = table(tmp_path / "r.csv", "image,mask,text", "0.png,../elsewhere/0.png,a b", "1.png,,c d")
+    report = run(tmp_path, reports=reports)
+    assert report.manifest.frame["image"].tolist() == ["1.png"]
+    assert report.rejected == [("0.png", "its mask lies outside of root, below which all must lie")]
+
+
 def test_index__masks_beside_images_are_set_aside(tmp_path: Path, png: Write) -> None:
     for name in ("images/0.png", "images/1.png", "masks/0.png", "masks/1.png"):
         png(tmp_path / "images" / name)

@@ -47,7 +47,7 @@ def find_folder(store: Path, preprocess: Preprocess) -> Path:
     """
     if not (store / _MARK).is_file():
         raise ConfigError(
-            f"data.cache '{store}' is no store; it is none, memory, or a folder made by "
+            f"data.cache '{store}' is no folder that `medfm cache` made; make it with "
             f"`medfm cache manifest=... recipe=... out={store}`"
         )
     _check_mark(store)

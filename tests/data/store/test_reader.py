@@ -99,7 +99,7 @@ def test_open_rows__another_contract_is_refused_by_name(volumes: Bench) -> None:
 
 def test_open_rows__what_is_no_store_is_told(films: Bench) -> None:
     contract = Preprocess(PreprocessConfig())
-    with pytest.raises(ConfigError, match="'memry' is no store; it is none, memory, or a folder made by"):
+    with pytest.raises(ConfigError, match="'memry' is no folder that `medfm cache` made"):
         open_rows(reader.Path("memry"), contract, [], [], None)
     films.cache()
     for part in films.out.glob("*/*"):
