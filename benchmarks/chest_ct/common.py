@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import medfm
+from medfm.io.files import atomic_write
 
 RECIPE = "chest_ct_tiny"
 FOCAL = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Nodule")
@@ -70,6 +73,21 @@ def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) 
     for entry in found["compositional"]["scores"]:
         found[f"{entry['kind']} {entry['level']}"] = _values(entry, "accuracy")
     return found
+
+
+def measured(
+    manifest: Path, folder: Path, overrides: dict[str, Any], headlines: Sequence[str], **options: Any
+) -> tuple[list[list[float]], float]:
+    """`scores` of a training at `headlines`, and its minutes: kept in `folder`, so that what is there is not done again."""
+    kept = folder / "headlines.json"
+    if not kept.is_file():
+        run, minutes = train(manifest, folder / "run", overrides)
+        found = scores(run, manifest, **options)
+        text = json.dumps({"scores": [found[key] for key in headlines], "minutes": minutes})
+        with atomic_write(kept) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    values = json.loads(kept.read_text(encoding="utf-8"))
+    return values["scores"], values["minutes"]
 
 
 def _values(entry: dict[str, Any], metric: str) -> list[float]:
