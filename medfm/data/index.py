@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from medfm.data.check import inside
@@ -16,7 +17,7 @@ from medfm.data.manifest import LABEL_PREFIX, Manifest, complete, counts, write_
 from medfm.data.scan import Item, Scan, scan
 from medfm.data.sequences import group_sequences
 from medfm.data.splits import assign_split, leaks, position, split_name
-from medfm.data.values import normalise_age, normalise_modality, normalise_sex, normalise_view, parse_label
+from medfm.data.values import normalise_age, normalise_modality, normalise_path, normalise_sex, normalise_view, parse_label
 from medfm.errors import ConfigError, DataError
 from medfm.registry import suggest
 
@@ -56,6 +57,8 @@ class _Row:
     age: str = ""
     mask: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    header: dict[str, str] = field(default_factory=dict)  # ids as the header has them
+    private: set[str] = field(default_factory=set)  # ids that are no table's or path's: coded
 
 
 def index(config: IndexConfig, progress: bool = False) -> IndexReport:
@@ -249,6 +252,7 @@ def _joined_rows(config: IndexConfig, found: Scan, frame: pd.DataFrame, join: Jo
         for role in _USUAL:
             if role in columns:
                 setattr(row, role, values[columns[role]].strip())
+        row.mask = normalise_path(row.mask)
         problem = "" if inside(row.mask, found.root) else "its mask lies outside of root, below which all must lie"
         problem = problem or _read_labels(row, values, columns["labels"])
         if problem:
@@ -259,11 +263,11 @@ def _joined_rows(config: IndexConfig, found: Scan, frame: pd.DataFrame, join: Jo
 
 
 def _set_masks_aside(found: Scan, frame: pd.DataFrame, column: str | None) -> int:
-    """Files that the mask column names are no images of their own. Returns how many."""
+    """Files that the mask column names, or that lie in a folder it names, are no images of their own. Returns how many."""
     if column is None:
         return 0
-    masks = {m.strip() for m in frame[column] if m.strip()}
-    kept = [item for item in found.items if item.path not in masks]
+    masks = {normalise_path(m) for m in frame[column] if m.strip()}
+    kept = [i for i in found.items if masks.isdisjoint((i.path, *(p.as_posix() for p in PurePosixPath(i.path).parents)))]
     aside = len(found.items) - len(kept)
     found.items = kept
     return aside
@@ -290,8 +294,7 @@ def _with_header(row: _Row, item: Item) -> _Row:
     """What the table leaves open comes from the header."""
     header = item.header
     if header is not None:
-        row.patient = row.patient or header.patient_id
-        row.study = row.study or header.study_id
+        row.header = {"patient": header.patient_id, "study": header.study_id}
         row.view = row.view or header.view
         row.modality = row.modality or header.modality
         row.sex = row.sex or header.sex
@@ -299,8 +302,26 @@ def _with_header(row: _Row, item: Item) -> _Row:
     return row
 
 
-def _codes(raw: list[str], letter: str) -> dict[str, str]:
-    return {r: f"{letter}{i:06d}" for i, r in enumerate(sorted(set(raw)), start=1)}
+def _fill_ids(rows: list[_Row]) -> None:
+    """An id that the table or the path leaves open: the one that they give other images of the same header's id, so that no patient
+    becomes two; else the header's."""
+    for role in ("patient", "study"):
+        given: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            if getattr(row, role):
+                given[row.header.get(role, "")].add(getattr(row, role))
+        for row in rows:
+            raw = row.header.get(role, "")
+            if raw and not getattr(row, role):
+                setattr(row, role, next(iter(given[raw])) if len(given[raw]) == 1 else raw)
+                if len(given[raw]) != 1:
+                    row.private.add(role)
+
+
+def _codes(raw: Iterable[str], letter: str, taken: Collection[str]) -> dict[str, str]:
+    """A code for each id, in their order, none of them among the ids that stay."""
+    free = (code for i in count(1) if (code := f"{letter}{i:06d}") not in taken)
+    return dict(zip(sorted(set(raw)), free, strict=False))
 
 
 def _finish(
@@ -320,9 +341,11 @@ def _finish(
 
     findings = list(dict.fromkeys(name for r in rows for name in r.labels))
     rows = _check_labels(rows, found)
+    _fill_ids(rows)
     unknown = [r for r in rows if not r.patient]
     for r in unknown:
         r.patient = f"file:{r.path}"
+        r.private.add("patient")
     if unknown:
         notes.append(
             f"{len(unknown):,} images name no patient: each is taken for a patient of its own; "
@@ -341,15 +364,16 @@ def _finish(
             + "\n".join(lines)
             + "\nSet on_error=skip to go on without"
         )
-    patient = {r.patient: r.patient for r in rows if public and not r.patient.startswith("file:")}
-    patient |= _codes([r.patient for r in rows if r.patient not in patient], "p")
+    patient = {r.patient: r.patient for r in rows if public and "patient" not in r.private}
+    patient |= _codes((r.patient for r in rows if r.patient not in patient), "p", patient)
     studies = public if study_public is None else study_public
-    study = _codes([f"{r.patient}\x1f{r.study}" for r in rows if r.study], "s")
+    shown = {r.study for r in rows if studies and "study" not in r.private}
+    study = _codes((f"{r.patient}\x1f{r.study}" for r in rows if r.study and r.study not in shown), "s", shown)
     frame = pd.DataFrame(
         {
             "image": [r.path for r in rows],
             "patient_id": [patient[r.patient] for r in rows],
-            "study_id": [(r.study if studies else study[f"{r.patient}\x1f{r.study}"]) if r.study else "" for r in rows],
+            "study_id": [r.study if r.study in shown else study[f"{r.patient}\x1f{r.study}"] if r.study else "" for r in rows],
             "view": [normalise_view(r.view) for r in rows],
             "modality": [normalise_modality(r.modality) for r in rows],
             "split": [r.split for r in rows],

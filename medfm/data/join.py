@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from medfm.data.scan import Item
+from medfm.data.values import normalise_path
 from medfm.errors import ConfigError, DataError
 from medfm.registry import suggest
 
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 
 _SELECTED = re.compile(r"#(series|volume)=[0-9a-f]+(,volume=\d+)?$")
-
-
-def _norm(value: str) -> str:
-    value = value.strip().replace("\\", "/")
-    while value.startswith("./"):
-        value = value[2:]
-    return value.rstrip("/")
 
 
 def _stem(name: str) -> str:
@@ -106,7 +100,7 @@ def _item_keys(items: list[Item], key: str) -> list[list[str]]:
 def _table_keys(column: pd.Series, key: str) -> dict[str, list[int]]:
     places: dict[str, list[int]] = defaultdict(list)
     for i, value in enumerate(column):
-        text = _norm(value)
+        text = normalise_path(value)
         if key == "name":
             text = text.rsplit("/", 1)[-1]
         elif key == "stem":

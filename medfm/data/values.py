@@ -1,4 +1,4 @@
-"""Spellings of views, modalities, sexes, ages and labels -> the manifest's own."""
+"""Spellings of paths, views, modalities, sexes, ages and labels -> the manifest's own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ _MODALITIES = {
     "MAMMOGRAPHY": "MG",
 }
 _MISSING = frozenset({"", "nan", "na", "n/a", "none", "null"})
+
+
+def normalise_path(path: str) -> str:
+    """'./scans/a.dcm' and 'scans\\\\a.dcm ' -> 'scans/a.dcm'."""
+    path = path.strip().replace("\\", "/")
+    while path.startswith("./"):
+        path = path[2:]
+    return path.rstrip("/")
 
 
 def normalise_view(view: str) -> str:

@@ -199,6 +199,26 @@ def test_index__labels_as_json_columns_or_pattern(tmp_path: Path, png: Write) ->
         run(tmp_path, reports=reports, labels=["zz*"])
 
 
+def test_index__ids_of_headers_are_coded_beside_a_named_column(tmp_path: Path, film: Write) -> None:
+    for name, patient in {"a": "MRN-1", "b": "MRN-1", "c": "MRN-2", "d": "MRN-3"}.items():
+        film(tmp_path / f"images/{name}.dcm", PatientID=patient, StudyInstanceUID=f"1.2.{patient[-1]}")
+    lines = ["image,pid,study,text", "a.dcm,p000001,s1,x", "b.dcm,,,x", "c.dcm,,,x", "d.dcm,p9,,x"]
+    report = run(tmp_path, reports=table(tmp_path / "r.csv", *lines), patient="pid", study="study")
+    # b is another image of a's patient and study; c's header names one that the table does not know.
+    assert report.manifest.frame["patient_id"].tolist() == ["p000001", "p000001", "p000002", "p9"]
+    assert report.manifest.frame["study_id"].tolist() == ["s1", "s1", "s000001", "s000002"]
+
+
+@pytest.mark.parametrize("spelling", ["{0}/masks", "./{0}/masks/", ".\\{0}\\masks", "./{0}/masks/liver.png"])
+def test_index__masks_in_any_spelling_are_no_images(tmp_path: Path, png: Write, spelling: str) -> None:
+    for name in ("1/ct.png", "1/masks/liver.png", "2/ct.png", "2/masks/liver.png"):
+        png(tmp_path / "images" / name)
+    lines = ["case,mask,text", *(f"{case},{spelling.format(case)},a b" for case in (1, 2))]
+    report = run(tmp_path, reports=table(tmp_path / "r.csv", *lines))
+    assert report.manifest.frame["image"].tolist() == ["1/ct.png", "2/ct.png"]
+    assert report.manifest.frame["mask"].tolist() == [f"{case}/masks{'/liver.png' * ('liver' in spelling)}" for case in (1, 2)]
+
+
 def test_index__mask_outside_of_root_is_rejected(tmp_path: Path, png: Write) -> None:
     for name in ("images/0.png", "images/1.png", "elsewhere/0.png"):
         png(tmp_path / name)
