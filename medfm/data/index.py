@@ -303,8 +303,8 @@ def _with_header(row: _Row, item: Item) -> _Row:
 
 
 def _fill_ids(rows: list[_Row]) -> None:
-    """An id that the table or the path leaves open: the one that they give other images of the same header's id, so that no patient
-    becomes two; else the header's."""
+    """An id that the table or the path leaves open is the one that they give other images of the same header's id, so that no
+    patient becomes two; else the header's."""
     for role in ("patient", "study"):
         given: dict[str, set[str]] = defaultdict(set)
         for row in rows:

@@ -59,8 +59,12 @@ def build_dual(
 
 
 def _check_fit(hf_config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    from medfm.text.tokenizers import ClipTokenizer
+
     vocabulary = hf_config.get("vocab_size")
-    if vocabulary is not None and tokenizer.vocab_size > vocabulary:
+    # A language model may hold more ids than its tokenizer gives; CLIP's would be ids of other words.
+    strange = isinstance(tokenizer, ClipTokenizer) and tokenizer.vocab_size != vocabulary
+    if vocabulary is not None and (strange or tokenizer.vocab_size > vocabulary):
         raise ConfigError(
             f"objective.tokenizer has {tokenizer.vocab_size} tokens, the text encoder {vocabulary}; set objective.tokenizer to "
             "{name: hf, path: <the text encoder's path>}"

@@ -18,7 +18,7 @@ from medfm.objectives.align.base import Encoded, Term
 from medfm.objectives.align.encode import encode_texts, pick_texts
 from medfm.objectives.base import Objective, Parts
 from medfm.objectives.config import ContrastiveConfig
-from medfm.objectives.gather import Gather, current_gather
+from medfm.objectives.gather import Gather, SingleDevice, current_gather
 from medfm.objectives.grad_cache import encode_in_chunks
 from medfm.objectives.losses import ContrastiveLoss, info_nce, sigmoid_loss
 from medfm.objectives.masking import draw_keep
@@ -85,11 +85,13 @@ class ContrastiveObjective(Objective):
 
     def forward(self, batch: Batch, draws: Draws | None = None) -> ObjectiveOutput:
         """One batch to a loss and numbers to log. `draws` says which patches are dropped."""
+        # In validation every device sees the whole split.
+        gather = self.gather or (current_gather() if self.training else SingleDevice())
         with_text, rows, dropped = _rows_with_text(batch)
-        features = self._encode(with_text, self._keep(batch, rows, draws), draws)
+        features = self._encode(with_text, self._keep(batch, rows, draws), draws, gather)
         paired = batch.images.shape[0] - dropped  # 0 where a single row stands in for a batch without any text
         image, text, *tokens = [x[:paired] for x in features]
-        groups, gather = self._groups(with_text, paired), self.gather or current_gather()
+        groups = self._groups(with_text, paired)
         logs: dict[str, Tensor] = {}
         total: Tensor | None = None
         if self.config.weight:
@@ -102,7 +104,7 @@ class ContrastiveObjective(Objective):
                 "masked_negatives": result.masked,
             }
         if self.config.terms:
-            encoded = self._encoded(with_text, rows, paired, image, text, tokens)
+            encoded = self._encoded(with_text, rows, paired, image, text, tokens, gather)
             encoded.groups, encoded.gather, encoded.draws, encoded.size = groups, gather, draws, batch.images.shape[0]
             total, more = self._add_terms(total, encoded)
             logs |= more
@@ -154,14 +156,15 @@ class ContrastiveObjective(Objective):
         keep = draw_keep(batch.images.shape[0], patches, self.config.patch_dropout, device=batch.images.device, draws=draws)
         return keep if rows is None else keep[rows]
 
-    def _encode(self, batch: Batch, keep: Tensor | None, draws: Draws | None) -> tuple[Tensor, ...]:
+    def _encode(self, batch: Batch, keep: Tensor | None, draws: Draws | None, gather: Gather) -> tuple[Tensor, ...]:
         """Image and text vectors; then patch tokens and word tokens, of which those that terms read."""
         return encode_in_chunks(
             self._encode_chunk,
             [batch.images, batch.tokens, batch.attention_mask, keep],
-            self.config.cache_chunk or batch.images.shape[0],
+            self.config.cache_chunk,
             modules=[self.dual],
             generators=[] if draws is None else [draws.generator],
+            gather=gather,
         )
 
     def _encode_chunk(
@@ -178,7 +181,14 @@ class ContrastiveObjective(Objective):
         return tuple(features)
 
     def _encoded(
-        self, batch: Batch, rows: Tensor | None, paired: int, image: Tensor, text: Tensor, tokens: list[Tensor]
+        self,
+        batch: Batch,
+        rows: Tensor | None,
+        paired: int,
+        image: Tensor,
+        text: Tensor,
+        tokens: list[Tensor],
+        gather: Gather,
     ) -> Encoded:
         """What the terms are given of the rows with text."""
         if rows is not None:
@@ -193,7 +203,7 @@ class ContrastiveObjective(Objective):
             encoded.word_tokens = tokens[-1]
             encoded.word_mask = torch.ones_like(batch.tokens) if mask is None else mask
         kinds = self.config.further_texts.kinds
-        encoded.texts = encode_texts(self.dual, batch.texts, kinds, self.config.cache_chunk, like=text)
+        encoded.texts = encode_texts(self.dual, batch.texts, kinds, self.config.cache_chunk, text, gather)
         return encoded
 
     def _groups(self, batch: Batch, paired: int) -> list[Tensor]:

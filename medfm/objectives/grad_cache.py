@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from medfm.objectives.gather import Gather
+
 
 def encode_in_chunks(
     encode: Callable[..., tuple[Tensor, ...]],
@@ -32,28 +34,38 @@ def encode_in_chunks(
     *,
     modules: Sequence[nn.Module] = (),
     generators: Sequence[torch.Generator] = (),
+    gather: Gather | None = None,
 ) -> tuple[Tensor, ...]:
     """`encode(*tensors)` by `chunk` rows at a time, with the activations of one chunk in memory.
 
     Args:
         encode: takes slices of `tensors` (None stays None) and returns feature tensors with as many rows.
         tensors: (B, ...) each, or None.
-        chunk: rows of a chunk, at least 1.
+        chunk: rows of a chunk; 0: all at once.
         modules: what `encode` runs; their running averages are guarded in the second run.
         generators: generators that `encode` draws from, beside torch's global ones.
+        gather: the devices, which all run `encode` equally often: sharded weights are gathered in every run, so that a device
+            with fewer rows would leave the others waiting. What it runs beyond its rows gets gradients of zero.
 
     Returns:
         What `encode` returns, for all B rows.
     """
     rows = next(t.shape[0] for t in tensors if t is not None)
-    starts = range(0, max(rows, 1), chunk)
+    starts = [*range(0, rows, chunk)] if chunk else [0]
+    runs = len(starts) or 1
+    if gather is not None and gather.world_size > 1 and chunk:
+        device = next(t.device for t in tensors if t is not None)
+        runs = int(gather.max(torch.tensor(float(runs), device=device)))
     parts = []
-    for start in starts:
-        part = [None if t is None else t[start : start + chunk] for t in tensors]
-        if not torch.is_grad_enabled() or start == starts[-1]:
-            parts.append(encode(*part))
+    for number in range(runs):
+        spare = number >= len(starts)
+        start, stop = (0, 1) if spare else (starts[number], starts[number] + (chunk or rows))
+        part = [None if t is None else t[start:stop] for t in tensors]
+        if not torch.is_grad_enabled() or number == runs - 1:
+            features = encode(*part)
         else:
-            parts.append(checkpoint(encode, *part, use_reentrant=False, context_fn=lambda: _contexts(modules, generators)))
+            features = checkpoint(encode, *part, use_reentrant=False, context_fn=lambda: _contexts(modules, generators))
+        parts.append(tuple(f[:0] for f in features) if spare else features)
     return tuple(torch.cat(features) for features in zip(*parts, strict=True))
 
 

@@ -22,7 +22,7 @@ _OTHER = {
     "left": "right", "leftward": "rightward", "lt": "rt", "lll": "rll", "lul": "rul", "llz": "rlz", "luz": "ruz", "lmz": "rmz",
 }  # fmt: skip
 _OTHER |= {b: a for a, b in _OTHER.items()}
-# The right middle lobe (RML) has no counterpart, and a single letter is more often a vertebra or a litre.
+# The right middle lobe (RML) and the lingula have no counterpart; a single letter is more often a vertebra or a litre.
 _SIDE = re.compile(
     r"\b(?i:left|right|leftward|rightward|lll|rll|lul|rul|llz|rlz|luz|ruz|lmz|rmz)\b(?!-hand\b)|\b(?:Lt|Rt|LT|RT)\b"
 )
@@ -32,17 +32,21 @@ _FIXED = re.compile(
     # "a left effusion and a right effusion": the same part on both sides.
     r"|\b(?:left|right)\s+(?P<part>\w+(?:\s+\w+){0,3}?)\s+(?:and|or|as well as)\s+(?:(?:in|the|an?)\s+){0,2}"
     r"(?:left|right)\s+(?P=part)\b"
-    r"|\b(?:left|right)\s+(?:atri\w+|ventric\w+|heart(?!\s+border))",
+    r"|\b(?:lll|rll)\s*(?:and|or|&|/|,|as well as)\s*(?:lll|rll)\b|\b(?:lul|rul)\s*(?:and|or|&|/|,|as well as)\s*(?:lul|rul)\b"
+    r"|\b(?:left|right)\s+(?:atri\w+|ventric\w+|heart(?!\s+border)|lingula\w*)"
+    r"|\bright\s+(?:(?:upper|lower)(?:\s+lobes?)?\s*(?:and|or|&|/|,)\s*)?middle\b(?!\s+(?:lung|zone|third|field))",
     re.IGNORECASE,
 )
+
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|or|as well as|with)\b", re.IGNORECASE)
 
 
 def swap_sides(text: str) -> str | None:
     """`text` with left and right exchanged throughout.
 
     None where that would say nothing untrue: no side is named, or only beside what is normal, denied ("No left effusion.") or
-    gone ("The left effusion has resolved."), in "left and right", or in the name of a heart chamber; or the sentences are the
-    same ones afterwards.
+    gone ("The left effusion has resolved."), in "left and right", or in the name of a heart chamber or of a lobe that the other
+    lung lacks; both sides of the same part are named; or the sentences are the same ones afterwards.
     """
     sentences = split_sentences(text)
     if not any(_side_matters(s) for s in sentences):
@@ -69,12 +73,20 @@ def _exchange(text: str) -> str:
     return _SIDE.sub(other, text)
 
 
+def _parts(sentence: str) -> list[str]:
+    """The sides that a sentence names, each with what follows it in its clause: "nodules in the left lung, right lung" has the
+    same ones after an exchange."""
+    return sorted(
+        clause[m.start() :].strip().lower() for clause in _CLAUSE.split(sentence.rstrip(". ")) for m in _SIDE.finditer(clause)
+    )
+
+
 @lru_cache(maxsize=4096)
 def _side_matters(sentence: str) -> bool:
     kind = classify(sentence)
     return (
         not gone(sentence)
-        and _exchange(sentence) != sentence
+        and _parts(_exchange(sentence)) != _parts(sentence)
         and (kind == "abnormal" or (kind == "unknown" and not _STATES_NORMAL.search(sentence)))
     )
 

@@ -222,8 +222,9 @@ class Matcher:
         longer = [span for column in columns if self._found[column] for span in spans[column]]
         for column in columns:
             hidden = [m.span() for m in self._unless[column].finditer(clause)] if spans[column] else []
-            hidden = hidden + longer if self._found[column] else hidden
-            stating = [b for a, b in spans[column] if not any(c <= a and b <= d and b - a < d - c for c, d in hidden)]
+            shown = [(a, b) for a, b in spans[column] if not any(c <= a and b <= d for c, d in hidden)]
+            within = longer if self._found[column] else []
+            stating = [b for a, b in shown if not any(c <= a and b <= d and b - a < d - c for c, d in within)]
             absent = [m.end() for m in self._absent[column].finditer(clause)]
             if stating or absent:
                 yield column, stating, absent

@@ -220,6 +220,11 @@ class PretrainConfig(Config):
                 f"encoder.img_size {list(size)} has {len(size)} axes, preprocess.size {list(self.preprocess.size)} has "
                 f"{len(self.preprocess.size)}"
             )
+        if getattr(self.encoder, "window", None) and any(getattr(part, "patch_dropout", 0) for part in _parts(self.objective)):
+            raise ValueError(
+                "objective.patch_dropout leaves patches out, attention within windows needs them all: set encoder.window=null "
+                "or objective.patch_dropout=0"
+            )
         patch = getattr(self.encoder, "patch_size", ())
         if any(n % p for n, p in zip(self.preprocess.size, patch, strict=False)):
             raise ValueError(  # views are cut from it in training, evaluation takes it whole
@@ -232,8 +237,9 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _teacher_moves(self) -> PretrainConfig:
-        terms = getattr(self.objective, "terms", (self.objective,))
-        if self.trainer.precision == "bf16-true" and any("momentum" in type(term).model_fields for term in terms):
+        if self.trainer.precision == "bf16-true" and any(
+            "momentum" in type(part).model_fields for part in _parts(self.objective)
+        ):
             raise ValueError(
                 "trainer.precision=bf16-true keeps 8 bits of a weight: the teacher's small steps after its student are rounded "
                 "away, and it stays near its start; use bf16-mixed"
@@ -256,3 +262,8 @@ class PretrainConfig(Config):
                 "preprocess.windows"
             )
         return self
+
+
+def _parts(objective: Any) -> list[Any]:
+    """An objective, its terms, and theirs."""
+    return [objective, *(part for term in getattr(objective, "terms", ()) for part in _parts(term))]

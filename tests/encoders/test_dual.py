@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,16 @@ def test_build_dual__takes_a_contrastive_config() -> None:
     assert model.logit_scale.item() == pytest.approx(math.log(10))
 
 
-def test_build_dual__unfit_tokenizer_is_refused(minilm: Path) -> None:
+def test_build_dual__unfit_tokenizer_is_refused(minilm: Path, tmp_path: Path) -> None:
     text = {"name": "hf_text", "path": str(minilm), "pretrained": False}
     with pytest.raises(ConfigError, match=r"49408 tokens, the text encoder 30522; set objective\.tokenizer"):
         dual(text_encoder=text)
+    larger = tmp_path / "larger"  # CLIP's ids all fit in, and are other words there
+    larger.mkdir()
+    config = json.loads((minilm / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps(config | {"vocab_size": 60000}))
+    with pytest.raises(ConfigError, match=r"49408 tokens, the text encoder 60000; set objective\.tokenizer"):
+        dual(text_encoder={**text, "path": str(larger)})
     with pytest.raises(ConfigError, match="context_length: 1024 exceeds the 512 positions"):
         dual(text_encoder=text, tokenizer={"name": "hf", "path": str(minilm), "context_length": 1024})
     assert dual(text_encoder=text, tokenizer={"name": "hf", "path": str(minilm)}).text_encoder.embed_dim == 384

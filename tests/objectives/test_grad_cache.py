@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medfm.objectives.contrastive import ContrastiveObjective
+from medfm.objectives.gather import SingleDevice
 from medfm.objectives.grad_cache import encode_in_chunks
 from medfm.transforms.draws import Draws
 from medfm.types import Batch
@@ -139,6 +140,32 @@ def test_memory__one_chunk_of_activations_at_a_time() -> None:
         del features
         assert most == 4
         assert alive == 0
+
+
+def test_devices__run_equally_often() -> None:
+    """Sharded weights are gathered in every run: a device with fewer rows runs on, and what it adds has no gradient."""
+    sizes: list[int] = []
+    layer = torch.nn.Linear(2, 2).double()
+
+    def encode(part: Tensor) -> tuple[Tensor, ...]:
+        sizes.append(len(part))
+        return (layer(part),)
+
+    class Others(SingleDevice):
+        world_size = 2
+
+        def max(self, x: Tensor) -> Tensor:
+            return x.clamp(min=4)
+
+    x = torch.randn(5, 2, dtype=torch.float64)
+    (features,) = encode_in_chunks(encode, [x], 3, gather=Others())
+    assert sizes == [3, 2, 1, 1]
+    torch.testing.assert_close(features, layer(x))
+    mine, alone = (torch.autograd.grad((y**2).sum(), layer.weight)[0] for y in (features, layer(x)))
+    torch.testing.assert_close(mine, alone)
+    sizes.clear()
+    encode_in_chunks(encode, [x], 0, gather=Others())
+    assert sizes == [5]
 
 
 def test_no_grad__chunks_too() -> None:

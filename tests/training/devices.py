@@ -26,6 +26,15 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "patch_dropout": 0.25,
     },
     "mae": {"name": "mae", **DECODER},
+    # Devices have different numbers of changed texts, hence of chunks; sharded weights are gathered for each.
+    "terms": {
+        "name": "contrastive",
+        "text_encoder": {"name": "clip_text", "embed_dim": 32, "depth": 1, "num_heads": 2},
+        "tokenizer": TEXT,
+        "embed_dim": 16,
+        "terms": [{"name": "hard_negatives", "kinds": ["swapped"]}],
+        "cache_chunk": 3,
+    },
     "dino": {
         "name": "dino",
         **HEADS,
@@ -46,7 +55,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 # Class tokens of an untrained encoder hardly differ: dividing by their deviation over the batch would show rounding errors.
 NORMED = ("simclr", "moco", "byol", "barlow", "sum")
-SHARDED = ("contrastive", "mae", "dino", "moco")
+SHARDED = ("contrastive", "terms", "mae", "dino", "moco")
 RESUMED = {"one on two": "ddp", "one on two shards": "fsdp2"}
 ADAM = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.eps": 1e-4, "optimizer.weight_decay_end": 0.4}
 

@@ -68,9 +68,18 @@ def test_preprocess_size__fits_whole_patches_where_views_are_cut_from_it(manifes
     PretrainConfig.model_validate(values | {"preprocess": {"size": (108, 108)}})
 
 
+def test_patch_dropout__needs_attention_over_all_patches(manifest: Path) -> None:
+    encoder = {"name": "vit", "img_size": [224, 224], "patch_size": [16, 16], "window": [7, 7]}
+    with pytest.raises(ValidationError, match=r"set encoder.window=null"):
+        recipe(manifest, encoder=encoder, objective={"name": "contrastive", "patch_dropout": 0.5})
+    recipe(manifest, encoder=encoder, objective={"name": "contrastive"})
+
+
 def test_bfloat16_weights__are_refused_where_a_teacher_follows(manifest: Path) -> None:
     precision = {"precision": "bf16-true"}
-    for objective in ({"name": "dino"}, {"name": "byol"}, {"name": "sum", "terms": [{"name": "mae"}, {"name": "moco"}]}):
+    aligned = {"name": "contrastive", "terms": ["intra_modal"]}
+    sums = [{"name": "sum", "terms": [{"name": "mae"}, term]} for term in ({"name": "moco"}, aligned)]
+    for objective in ({"name": "dino"}, {"name": "byol"}, aligned, *sums):
         with pytest.raises(ValidationError, match="use bf16-mixed"):
             recipe(manifest, trainer=precision, objective=objective)
     assert recipe(manifest, trainer=precision, objective={"name": "mae"}).trainer.precision == "bf16-true"

@@ -36,7 +36,7 @@ class HardNegativesTerm(Term):
         """Logs how often the image is nearer to its text than to each kind of counterfactual."""
         scale, image, gather = encoded.dual.logit_scale.exp(), encoded.image, encoded.gather
         own = (image * encoded.text).sum(dim=1)
-        values, rows = [own], [torch.arange(len(own), device=own.device)]
+        values, rows = [scale * own], [torch.arange(len(own), device=own.device)]
         has = torch.zeros_like(own)
         logs = {}
         for kind in self.config.texts:
@@ -45,11 +45,11 @@ class HardNegativesTerm(Term):
             cosines = (image[row] * encoded.texts[kind]).sum(dim=1)
             right = gather.sum(((own[row] > cosines) & other).sum().to(own.dtype))
             logs[f"accuracy_{kind}"] = right / gather.sum(other.sum().to(own.dtype)).clamp(min=1)
-            values.append(cosines.masked_fill(~other, -torch.inf))
+            values.append((scale * cosines).masked_fill(~other, -torch.inf))  # scaled first: 0 * -inf is a NaN of the scale
             rows.append(row)
             has = has.index_add(0, row, other.to(own.dtype))
         row = torch.cat(rows)
-        loss = segment_logsumexp(scale * torch.cat(values), row, len(own)) - scale * own
+        loss = segment_logsumexp(torch.cat(values), row, len(own)) - scale * own
         has = has.clamp(max=1)
         return mean_of_sums((loss * has).sum(), has.sum(), gather), logs
 

@@ -10,7 +10,8 @@ from medfm.encoders.dual import DualEncoder, unit
 from medfm.encoders.pooling import image_features
 from medfm.errors import ConfigError
 from medfm.objectives.align.base import Encoded, Term
-from medfm.objectives.align.second_views import SecondViews, never_empty
+from medfm.objectives.align.encode import never_empty
+from medfm.objectives.align.second_views import SecondViews
 from medfm.objectives.gather import mean_of_rows
 from medfm.objectives.heads import ProjectionHead
 from medfm.objectives.ssl_losses import nt_xent

@@ -12,7 +12,8 @@ from medfm.encoders.dual import DualEncoder, unit
 from medfm.encoders.pooling import pooled
 from medfm.errors import ConfigError
 from medfm.objectives.align.base import Encoded, Term
-from medfm.objectives.align.second_views import SecondViews, never_empty
+from medfm.objectives.align.encode import never_empty
+from medfm.objectives.align.second_views import SecondViews
 from medfm.objectives.ema import ema_update, make_teacher, teacher_mode
 from medfm.objectives.gather import Gather, mean_of_rows
 from medfm.objectives.losses import at_least_float32, info_nce

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medfm.encoders.dual import DualEncoder
 from medfm.errors import ConfigError
 from medfm.objectives.align.base import Encoded, Term
-from medfm.objectives.align.second_views import never_empty
+from medfm.objectives.align.encode import never_empty
 from medfm.objectives.gather import mean_of_sums
 from medfm.objectives.losses import at_least_float32
 

@@ -47,11 +47,6 @@ class SecondViews:
         return crop(unit, RowDraws(draws, encoded.size or len(images), encoded.rows)).global_views
 
 
-def never_empty(x: Tensor, value: float = 0) -> Tensor:
-    """x (n, ...), or where n is 0 one row of `value`: encoders do not take empty batches. What they give is cut to [:n]."""
-    return x if len(x) else x.new_full((1, *x.shape[1:]), value)
-
-
 class RowDraws(Draws):
     """Draws for the rows that have text, drawn for all rows of the batch, of which every device has as many.
 

@@ -89,3 +89,5 @@ def test_term__a_change_behind_the_end_of_the_context_is_none(make_objective: Ma
     cut_off, without = objective(batch), objective(replace(batch, texts=kept))
     torch.testing.assert_close(cut_off.loss, without.loss)
     torch.testing.assert_close(cut_off.logs, without.logs)
+    scale = objective.dual.logit_scale
+    torch.testing.assert_close(*(torch.autograd.grad(output.loss, scale) for output in (cut_off, without)))
