@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medfm.data.store.source import states_of
-from medfm.errors import DataError, WeightsError
+from medfm.errors import DataError
 from medfm.evaluation.encode import Failure, ImageFiles, read_batches, unreadable
 from medfm.evaluation.row_cache import RowCache, row_key
 from medfm.io.files import atomic_write
@@ -198,7 +198,7 @@ def manifest_features(
     names, modalities = (manifest.frame[column].to_numpy()[rows].tolist() for column in ("image", "modality"))
 
     def compute(model: Model) -> Callable[[tuple[Tensor, ...]], NDArray]:
-        return lambda read: finite(model.features(read[0], pool, blocks, batch_size).numpy(), model)
+        return lambda read: model.features(read[0], pool, blocks, batch_size).numpy()
 
     products = []
     for model in models:
@@ -207,13 +207,3 @@ def manifest_features(
     read = ImageFiles([manifest.root / name for name in names], modalities, models[0].preprocess)
     done = fill(products, read, names, batch_size, workers, on_error, advance)
     return ImageFeatures([product.values(done.positions) for product in products], done.positions, done.failures, done.read)
-
-
-def finite(values: NDArray, model: Model) -> NDArray:
-    """`values` themselves. Raises WeightsError where one is not finite."""
-    if not np.isfinite(values).all():
-        raise WeightsError(
-            f"{model.card.get('file', 'the model')}: its features are not finite (NaN or infinite); the training that wrote it "
-            "diverged: take an earlier checkpoint"
-        )
-    return values

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medfm.evaluation.heatmap import in_image, patch_places
 from medfm.evaluation.masked_images import MaskedFiles
-from medfm.transforms.grid import to_source
+from medfm.transforms.grid import extent, kept_extent, to_source
 from medfm.transforms.mask import with_mask
 from medfm.transforms.preprocess import Boxes, Preprocess
 from medfm.types import Image
@@ -53,7 +53,7 @@ class GroundedFiles(MaskedFiles):
                 too thin for that: where it covers most).
             distance: (G, P) mm from the centre of every patch to the nearest voxel of the group, 0 within it, infinite where it
                 is farther than `tolerance`, or there is none.
-            inside: (P,) bool, whether the centre of a patch lies in the image, not in the padding.
+            inside: (P,) bool, whether the centre of a patch lies in what the network sees of the image, not in the padding.
             voxels: (G, 2) voxels of the image that the group fills, and what pixels of the network's grid would hold the part
                 of them that the network does not see.
             box: (axes, 2) what part of the network's grid is image and not padding.
@@ -68,21 +68,21 @@ class GroundedFiles(MaskedFiles):
         stored, covered = with_mask(self.preprocess, image, layers)
         cropped = config.crop_foreground or config.foreground_threshold is not None
         boxes = self.preprocess.whole_and_boxes(image)[1] if cropped else Boxes(None, None)
-        matrix = to_source(config, image, boxes)
+        matrix, kept = to_source(config, image, boxes), kept_extent(config, image, boxes)
         least = np.minimum(0.5, covered.reshape(len(covered), -1).max(axis=1)).reshape(-1, *[1] * (covered.ndim - 1))
         masks = (covered >= least) & (covered > 0)
         places = patch_places(matrix, config.size, self.grid, self.centre)
         distance = np.stack([_distances(layer, places, image, self.tolerance) for layer in layers])
         pixel = abs(float(np.linalg.det(matrix[:3, :3])))  # voxels that one pixel of the network's grid holds
-        seen = source_box(matrix, image.shape, config.size)
+        seen = source_box(matrix, kept, config.size)
         voxels = [(layer.sum(), (layer.sum() - layer[seen].sum()) / pixel) for layer in layers]
         return (
             torch.from_numpy(stored),
             torch.from_numpy(masks),
             torch.from_numpy(distance.astype(np.float32)),
-            torch.from_numpy(in_image(places, image.shape)),
+            torch.from_numpy(in_image(places, kept)),
             torch.tensor(voxels, dtype=torch.float64),
-            torch.from_numpy(image_box(matrix, image.shape, config.size)),
+            torch.from_numpy(image_box(matrix, kept, config.size)),
         )
 
 
@@ -105,22 +105,23 @@ def _distances(layer: NDArray[np.bool_], places: NDArray[np.float64], image: Ima
     return out
 
 
-def image_box(matrix: NDArray[np.float64], shape: Sequence[int], size: Sequence[int]) -> NDArray[np.int64]:
-    """(axes, 2): first and last + 1 index along each axis of `size` at which the network's grid lies on the image."""
-    corners = np.array([[-0.5, n - 0.5] for n in shape[:3]])
+def image_box(matrix: NDArray[np.float64], kept: NDArray[np.float64], size: Sequence[int]) -> NDArray[np.int64]:
+    """(axes, 2): first and last + 1 index along each axis of `size` at which the network's grid lies on what the contract kept
+    of the image, `kept_extent`."""
     inverse = np.linalg.inv(matrix)
     # (x, y, z) -> (z, y, x); of a single image z is no axis of the network's grid.
-    ends = np.sort(inverse[:3, :3] @ corners + inverse[:3, 3:], axis=1)[: len(size)][::-1]
+    ends = np.sort(inverse[:3, :3] @ kept + inverse[:3, 3:], axis=1)[: len(size)][::-1]
     box = np.stack([np.ceil(ends[:, 0] - 1e-6), np.floor(ends[:, 1] + 1e-6) + 1], axis=1)
     return np.clip(box, 0, np.array(size)[:, None]).astype(np.int64)
 
 
-def source_box(matrix: NDArray[np.float64], shape: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """The voxels (i, j, k) that the network sees."""
-    corners = np.array([[-0.5, n - 0.5] for n in (*size[::-1], *([1] if len(size) == 2 else []))])
+def source_box(matrix: NDArray[np.float64], kept: NDArray[np.float64], size: Sequence[int]) -> tuple[slice, ...]:
+    """The voxels (i, j, k) that the network sees, of what the contract kept of the image."""
+    corners = extent((*size[::-1], 1))
     ends = np.sort(matrix[:3, :3] @ corners + matrix[:3, 3:], axis=1)
-    first, last = np.ceil(ends[:, 0] - 1e-6), np.floor(ends[:, 1] + 1e-6) + 1
-    return tuple(slice(max(0, int(a)), max(0, min(n, int(b)))) for a, b, n in zip(first, last, shape, strict=False))
+    first = np.ceil(np.maximum(ends[:, 0], kept[:, 0]) - 1e-6).astype(int)
+    last = np.floor(np.minimum(ends[:, 1], kept[:, 1]) + 1e-6).astype(int) + 1
+    return tuple(slice(a, max(a, b)) for a, b in zip(first.tolist(), last.tolist(), strict=True))
 
 
 @dataclass(eq=False)

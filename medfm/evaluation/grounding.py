@@ -26,6 +26,7 @@ from medfm.evaluation.masked_images import MaskedFiles, found_structures, full_r
 from medfm.evaluation.scoring import LABEL, MIN_FOR_MEAN, LabelledFinding, few_patients, labelled_rows, patient_codes
 from medfm.evaluation.statistics import PatientResamples
 from medfm.text.prompts import FindingPrompts, PromptSet, load_prompts
+from medfm.weights.model import finite
 
 if TYPE_CHECKING:
     from medfm.data.manifest import Manifest
@@ -86,7 +87,7 @@ def structures_of(finding: FindingPrompts, names: Sequence[str], given: dict[str
 def patch_maps(model: Model, images: Tensor, direction: Tensor) -> NDArray[np.float32]:
     """images (B, C, *size) in storage dtype, directions (F, D) -> products (B, F, P), see `DualEncoder.image_tokens`."""
     tokens, _ = model.dual.image_tokens(model.preprocess.to_float(images.to(model.device)))
-    return (tokens.double().cpu() @ direction.T).transpose(1, 2).float().numpy()
+    return (finite(tokens.double().cpu(), model) @ direction.T).transpose(1, 2).float().numpy()
 
 
 def overlaps(

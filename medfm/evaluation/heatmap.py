@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfm.errors import ConfigError, DataError
+from medfm.errors import ConfigError
 from medfm.io.files import atomic_write, require_writable
-from medfm.transforms.grid import on_source, patch_matrix, to_source
+from medfm.transforms.grid import kept_extent, on_source, patch_matrix, to_source
 from medfm.transforms.preprocess import Preprocess
+from medfm.weights.model import finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,14 +49,16 @@ def text_direction(model: Model, text: str | Sequence[str], against: str | Seque
     return direction - ensemble(against) if against else direction
 
 
-def located(preprocess: Preprocess, image: Image) -> tuple[NDArray, NDArray]:
-    """An image as the contract makes it, (C, *size), and the (4, 4) way back from its grid to voxels.
+def located(preprocess: Preprocess, image: Image) -> tuple[NDArray, NDArray, NDArray]:
+    """An image as the contract makes it, (C, *size), the (4, 4) way back from its grid to voxels, and what was kept of the
+    image, see `kept_extent`.
 
     Raises:
         DataError: the image contradicts the contract.
     """
     whole, boxes = preprocess.whole_and_boxes(image)
-    return np.ascontiguousarray(preprocess.fit(whole)), to_source(preprocess.config, image, boxes)
+    places = preprocess.config, image, boxes
+    return np.ascontiguousarray(preprocess.fit(whole)), to_source(*places), kept_extent(*places)
 
 
 def patch_places(
@@ -69,9 +72,10 @@ def patch_places(
     return (matrix @ patch_matrix(size, grid, centre) @ points)[:3].T
 
 
-def in_image(places: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """(P,): whether a place lies in the image, not in what was put around it; all where none does."""
-    inside = np.asarray(((places >= -0.5) & (places <= np.array(shape[:3]) - 0.5)).all(axis=1))
+def in_image(places: NDArray[np.float64], seen: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(P,): whether a place lies in what the network sees of the image, `kept_extent`, not in what was put around it; all where
+    none does."""
+    inside = np.asarray(((places >= seen[:, 0]) & (places <= seen[:, 1])).all(axis=1))
     return inside if inside.any() else np.ones(len(places), bool)
 
 
@@ -85,6 +89,7 @@ class HeatMap:
         cosine: of the whole image with the text (less that with `against`).
         patches: (D, H, W) or (H, W) float32, one value a patch.
         matrix: (4, 4) patch index (x, y, z) -> voxel index.
+        seen: (3, 2) what the contract kept of the image, see `kept_extent`.
         centre: of a token in its patch, see `patch_matrix`.
     """
 
@@ -95,12 +100,13 @@ class HeatMap:
     cosine: float
     patches: NDArray[np.float32]
     matrix: NDArray[np.float64]
+    seen: NDArray[np.float64]
     centre: tuple[float, ...] | None = None
 
     @cached_property
     def array(self) -> NDArray[np.float32]:
         """(i, j, k) on the image's grid: linear between what patches are centred on, NaN where the network saw nothing."""
-        return on_source(self.patches, self.matrix, self.image.shape[:3], self.centre)
+        return on_source(self.patches, self.matrix, self.image.shape[:3], self.centre, self.seen)
 
     @cached_property
     def peak(self) -> tuple[int, int, int]:
@@ -108,7 +114,7 @@ class HeatMap:
         grid = self.patches.shape
         # Of `patch_places`: the matrix is already that of patches, so that each is as large as 1.
         places = patch_places(self.matrix, grid, grid)
-        values = np.where(in_image(places, self.image.shape), self.patches.reshape(-1), -np.inf)
+        values = np.where(in_image(places, self.seen), self.patches.reshape(-1), -np.inf)
         voxel = np.clip(np.rint(places[int(values.argmax())]), 0, np.array(self.image.shape[:3]) - 1)
         i, j, k = voxel.astype(int).tolist()
         return i, j, k
@@ -165,7 +171,8 @@ def heat_map(
         modality: what the file cannot say itself: "CT" for a CT as NIfTI.
 
     Raises:
-        DataError: the image cannot be read or contradicts the contract. WeightsError: the model has no text encoder.
+        DataError: the image cannot be read or contradicts the contract. WeightsError: the model has no text
+            encoder, or gives values that are not finite.
         ConfigError: there is no text.
     """
     from medfm.evaluation.masked_images import full_resolution
@@ -174,13 +181,11 @@ def heat_map(
     preprocess = full_resolution(model.preprocess)
     direction = text_direction(model, text, against)
     opened = image if isinstance(image, Image) else preprocess.load(image, modality)
-    stored, matrix = located(preprocess, opened)
+    stored, matrix, seen = located(preprocess, opened)
     x = model.preprocess.to_float(torch.from_numpy(stored)[None].to(model.device))
     tokens, grid = model.dual.image_tokens(x)
-    cosines = (tokens[0].double().cpu() @ direction).reshape(*grid).float().numpy()
+    cosines = (finite(tokens[0].double().cpu(), model) @ direction).reshape(*grid).float().numpy()
     whole = model.dual.encode_image(x)[0].double().cpu()
-    if not np.isfinite(cosines).all():
-        raise DataError(f"'{opened.source}' gives values that are not finite under this model")
     return HeatMap(
         opened,
         preprocess,
@@ -189,6 +194,7 @@ def heat_map(
         float(whole @ direction),
         cosines,
         matrix @ patch_matrix(preprocess.config.size, grid, model.dual.token_centre),
+        seen,
         model.dual.token_centre,
     )
 

@@ -17,7 +17,7 @@ from medfm.data.store.records import io_words
 from medfm.data.store.source import states_of
 from medfm.errors import ConfigError, DataError, MedfmError
 from medfm.evaluation.encode import Failure, unreadable
-from medfm.evaluation.features import Product, fill, finite, image_keys, open_cache
+from medfm.evaluation.features import Product, fill, image_keys, open_cache
 from medfm.evaluation.row_cache import RowCache, row_key
 from medfm.evaluation.segmentation_fit import Patches
 from medfm.io.files import atomic_write
@@ -25,6 +25,7 @@ from medfm.io.masks.load import load_mask
 from medfm.io.nifti import is_nifti_name
 from medfm.transforms.mask import with_mask
 from medfm.transforms.preprocess import Preprocess
+from medfm.weights.model import finite
 
 if TYPE_CHECKING:
     from medfm.data.manifest import Manifest

@@ -26,8 +26,33 @@ def to_source(config: PreprocessConfig, image: Image, boxes: Boxes, start: Seque
         start: as it was given to `Preprocess.fit`.
     """
     flat = len(config.size) == 2
+    matrix, shape, affine = _kept(config, image, boxes)
+    scale, offset, shape = _scaled(config, shape, affine)
+    matrix = matrix @ _axes(scale, offset)
+    wanted = np.array([*config.size[::-1], *([1] if flat else [])])
+    # As `crop.fit`: the middle, or `start`, where an axis is cut; the image in the middle where it is padded.
+    first = (shape - wanted) // 2 if start is None else np.array([*start[::-1], *([0] if flat else [])])
+    shift = np.where(shape >= wanted, first, -np.maximum(0, (wanted - shape) // 2))
+    return matrix @ _axes(np.ones(3), shift)
+
+
+def kept_extent(config: PreprocessConfig, image: Image, boxes: Boxes) -> np.ndarray:
+    """(3, 2): where the part of the image that the contract kept begins and ends along (i, j, k), in voxels; `extent` of the
+    whole image where nothing is cut off. What lies outside of it the network sees as padding, or not at all."""
+    matrix, shape, _ = _kept(config, image, boxes)
+    return np.sort(matrix[:3, :3] @ extent(shape) + matrix[:3, 3:], axis=1)
+
+
+def extent(shape: Sequence[int]) -> np.ndarray:
+    """(3, 2): where an image of (i, j, k) voxels begins and ends, from the centre of its first."""
+    return np.array([[-0.5, n - 0.5] for n in shape[:3]])
+
+
+def _kept(config: PreprocessConfig, image: Image, boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """After axes are turned and borders cut off: (4, 4) index (x, y, z) -> voxel index, the shape, the turned affine."""
     shape = np.array(image.shape[:3])
     matrix, affine = np.eye(4), image.affine
+    flat = len(config.size) == 2
     if not flat:
         # Voxels keep their place in space, so that the two affines say how the axes were turned.
         turned, affine = reorient(np.broadcast_to(np.False_, tuple(shape)), image.affine, config.orientation)
@@ -37,13 +62,7 @@ def to_source(config: PreprocessConfig, image: Image, boxes: Boxes, start: Seque
     if boxes.border is not None:
         border = (*boxes.border[::-1], *([slice(0, int(shape[2]))] if flat else []))
         matrix, shape = _cut(matrix, border)
-    scale, offset, shape = _scaled(config, shape, affine)
-    matrix = matrix @ _axes(scale, offset)
-    wanted = np.array([*config.size[::-1], *([1] if flat else [])])
-    # As `crop.fit`: the middle, or `start`, where an axis is cut; the image in the middle where it is padded.
-    first = (shape - wanted) // 2 if start is None else np.array([*start[::-1], *([0] if flat else [])])
-    shift = np.where(shape >= wanted, first, -np.maximum(0, (wanted - shape) // 2))
-    return matrix @ _axes(np.ones(3), shift)
+    return matrix, shape, affine
 
 
 def _axes(scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -98,7 +117,11 @@ def patch_matrix(size: Sequence[int], grid: Sequence[int], centre: Sequence[floa
 
 
 def on_source(
-    values: np.ndarray, matrix: np.ndarray, shape: Sequence[int], centre: Sequence[float] | None = None
+    values: np.ndarray,
+    matrix: np.ndarray,
+    shape: Sequence[int],
+    centre: Sequence[float] | None = None,
+    seen: np.ndarray | None = None,
 ) -> np.ndarray:
     """Values on a coarse grid brought onto the image's: linear between the coarse points, NaN outside of their field of view.
 
@@ -108,6 +131,7 @@ def on_source(
         shape: (i, j, k) of the image.
         centre: as `patch_matrix` took it: the field of view reaches so many steps of the coarse grid beyond its first point,
             and what is left of a step beyond its last; in between the end value is taken.
+        seen: as `kept_extent` gives it: NaN outside of it too.
 
     Returns:
         (i, j, k) float32.
@@ -122,7 +146,11 @@ def on_source(
     for axis, voxel in enumerate(source):
         n = out.shape[axis]
         at = (np.arange(shape[voxel]) - matrix[voxel, 3]) / linear[voxel, axis]
-        outside.append((at < -shares[axis] - 1e-6) | (at > n - shares[axis] + 1e-6))
+        beyond = (at < -shares[axis] - 1e-6) | (at > n - shares[axis] + 1e-6)
+        if seen is not None:
+            number = np.arange(shape[voxel])
+            beyond |= (number < seen[voxel, 0]) | (number > seen[voxel, 1])
+        outside.append(beyond)
         at = np.clip(at, 0, n - 1)
         low = np.minimum(np.floor(at).astype(np.intp), max(n - 2, 0))
         share = np.expand_dims((at - low).astype(np.float32), (1, 2))

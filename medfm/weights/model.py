@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -91,8 +91,9 @@ class Model:
 
         Raises:
             DataError: an image contradicts the preprocessing contract, or the tensor has another dtype or size.
+            WeightsError: a vector is not finite.
         """
-        parts = [self.network.encode_image(x).cpu() for x in self._batches(images, batch_size)]
+        parts = [finite(self.network.encode_image(x).cpu(), self) for x in self._batches(images, batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.network.embed_dim)
 
     @torch.no_grad()
@@ -112,12 +113,12 @@ class Model:
 
         Raises:
             ConfigError: the encoder has no class token, or does not show that many blocks.
-            DataError: as `encode_images`.
+            DataError, WeightsError: as `encode_images`.
         """
         encoder = self.network.image_encoder
         chosen: Pool = encoder.pool if pool is None else pool  # type: ignore[assignment]
         batches = self._batches(images, batch_size)
-        parts = [block_features(encoder, x, chosen, blocks).float().cpu() for x in batches]
+        parts = [finite(block_features(encoder, x, chosen, blocks).float().cpu(), self) for x in batches]
         return torch.cat(parts) if parts else torch.empty(0, int(encoder.embed_dim))  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -138,7 +139,7 @@ class Model:
         outputs = [patch_block_features(encoder, x, blocks) for x in self._batches(images, batch_size)]
         if not outputs:
             raise DataError("patch_features: no images")
-        return torch.cat([tokens.float().cpu() for tokens, _ in outputs]), outputs[0][1]
+        return torch.cat([finite(tokens.float().cpu(), self) for tokens, _ in outputs]), outputs[0][1]
 
     def _batches(self, images: Sequence[str | Path | Image] | Tensor | np.ndarray, batch_size: int) -> Iterator[Tensor]:
         """What the network takes, a batch at a time, on the device."""
@@ -162,14 +163,14 @@ class Model:
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts -> (N, D) of unit norm, float32, on the CPU."""
+        """Texts -> (N, D) of unit norm, float32, on the CPU. Raises WeightsError where a vector is not finite."""
         if isinstance(texts, str):
             texts = [texts]
         dual, parts = self.dual, []
         assert self.tokenizer is not None
         for start in range(0, len(texts), batch_size):
             tokens, mask = self.tokenizer(list(texts[start : start + batch_size]))
-            parts.append(dual.encode_text(tokens.to(self.device), mask.to(self.device)).cpu())
+            parts.append(finite(dual.encode_text(tokens.to(self.device), mask.to(self.device)).cpu(), self))
         return torch.cat(parts) if parts else torch.empty(0, dual.embed_dim)
 
     @torch.no_grad()
@@ -189,7 +190,7 @@ class Model:
         self._check(stored)
         direction = F.normalize(self.encode_texts([text] if isinstance(text, str) else text).mean(dim=0), dim=0)
         tokens, grid = self.dual.image_tokens(self.preprocess.to_float(stored.to(self.device)))
-        likeness = (tokens[0].cpu() @ direction).reshape(1, 1, *grid)
+        likeness = (finite(tokens[0].cpu(), self) @ direction).reshape(1, 1, *grid)
         return enlarge(likeness, self.preprocess.config.size, self.dual.token_centre)[0, 0].numpy()
 
     def random_like(self, seed: int) -> Model:
@@ -200,3 +201,16 @@ class Model:
             network = build_network(self.encoder_config, self.dual_config, self.tokenizer, hf_config)
         card = {**self.card, "random_weights_seed": seed}
         return Model(network, self.preprocess, self.tokenizer, card, self.encoder_config, self.dual_config, self.device)
+
+
+Values = TypeVar("Values", Tensor, np.ndarray)
+
+
+def finite(values: Values, model: Any) -> Values:
+    """`values` of a model, themselves. Raises WeightsError where one is not finite."""
+    if not torch.isfinite(torch.as_tensor(values)).all():
+        raise WeightsError(
+            f"{model.card.get('file', 'the model')}: its features are not finite (NaN or infinite); the training that wrote it "
+            "diverged: take an earlier checkpoint"
+        )
+    return values

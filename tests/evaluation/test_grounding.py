@@ -152,16 +152,18 @@ def test_packed__gives_the_mask_back() -> None:
 
 def test_boxes__of_image_and_network() -> None:
     matrix = np.array([[-2.0, 0, 0, 30], [0, 0, 1.0, -3], [0, 4.0, 0, 1], [0, 0, 0, 1]])  # (x, y, z) -> (i, j, k)
-    shape, size = (20, 9, 30), (16, 10, 18)  # (D, H, W)
-    box, seen = image_box(matrix, shape, size), source_box(matrix, shape, size)
+    size = (16, 10, 18)  # (D, H, W)
+    kept = np.array([[1.5, 19.5], [-0.5, 6.5], [3.5, 29.5]])  # of a shape of (20, 9, 30)
+    box, seen = image_box(matrix, kept, size), source_box(matrix, kept, size)
     for index in np.ndindex(16, 10, 18):
         i, j, k, _ = matrix @ [*index[::-1], 1]
-        inside = -0.5 <= i <= 19.5 and -0.5 <= j <= 8.5 and -0.5 <= k <= 29.5
+        inside = 1.5 <= i <= 19.5 and -0.5 <= j <= 6.5 and 3.5 <= k <= 29.5
         assert inside == all(first <= n < last for n, (first, last) in zip(index, box, strict=True))
     inverse = np.linalg.inv(matrix)
-    for voxel in [(0, 0, 0), (19, 8, 29), (5, 3, 10), (19, 0, 0)]:
+    for voxel in np.ndindex(20, 9, 30):
         x, y, z, _ = inverse @ [*voxel, 1]
         inside = -0.5 <= x <= 17.5 and -0.5 <= y <= 9.5 and -0.5 <= z <= 15.5
+        inside &= all(low <= n <= high for n, (low, high) in zip(voxel, kept, strict=True))
         assert inside == all(part.start <= n < part.stop for n, part in zip(voxel, seen, strict=True))
 
 

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 from rich.console import Console
 
 from medfm.config.resolve import resolve
-from medfm.errors import ConfigError, DataError
+from medfm.errors import ConfigError, DataError, WeightsError
 from medfm.evaluation import heatmap
 from medfm.evaluation.config import HeatmapConfig
 from medfm.evaluation.heatmap import heat_map, in_image, patch_places
 from medfm.evaluation.montage import chosen_slices, slices_of, strip
 from medfm.io.nifti import read_nifti
 from medfm.io.write import save_image
+from medfm.transforms.grid import extent
 from medfm.types import Image
+from medfm.weights.load import load_model
 
 
 def ct(spot: tuple[int, int, int] = (30, 12, 9)) -> Image:
@@ -67,6 +70,22 @@ def test_heat_map__a_nan_marks_what_the_network_does_not_see(density: type) -> N
     assert seen.sum(axis=2).max() in (10, 11)
 
 
+def test_heat_map__what_a_contract_crops_is_not_seen(density: type) -> None:
+    """Around the body's box the network gets padding, though the file goes on there."""
+    model = density((4, 4, 4), size=(16, 20, 20), spacing=(4.0, 4.0, 4.0), window="hu", foreground_threshold=-500.0)
+    image = ct((20, 18, 10))
+    heat = heat_map(model, image, "bright")
+    seen = np.isfinite(heat.array)
+    assert np.argwhere(seen).min(axis=0).tolist() == [16, 14, 6]  # the spot is all the foreground
+    assert np.argwhere(seen).max(axis=0).tolist() == [23, 21, 13]
+    outside = image.array.copy()
+    outside[~seen] = -700
+    again = heat_map(model, Image(outside, image.affine, "CT", "HU", "ct"), "bright")
+    np.testing.assert_array_equal(again.array, heat.array)
+    dark = heat_map(model, image, "dark")  # the padding is darker still
+    assert seen[dark.peak]
+
+
 def test_heat_map__of_a_film_and_of_phrases(density: type, tmp_path: Path) -> None:
     array = np.full((60, 80, 1), 40, np.uint8)
     array[44:52, 8:16] = 250
@@ -78,6 +97,23 @@ def test_heat_map__of_a_film_and_of_phrases(density: type, tmp_path: Path) -> No
     assert [file.name for file in heat.save(tmp_path)] == ["overlay.png"]
     with pytest.raises(ConfigError, match="text: give the words"):
         heat_map(model, image, "")
+
+
+def test_values__that_are_not_finite_are_refused(ct_run: Path) -> None:
+    """NaN compares false, so that it would rank first: a diverged model would have a perfect retrieval."""
+    model = load_model(ct_run)
+    stored = np.zeros((1, *model.preprocess.stored_shape), np.int16)
+    image = Image(stored[0, 0].transpose(2, 1, 0), np.diag([4.0, 4, 4, 1]), "CT", "HU", "ct")
+    with torch.no_grad():
+        model.network.image_encoder.norm.bias.fill_(torch.nan)
+    calls = [lambda: model.encode_images(stored), lambda: model.features(stored), lambda: model.patch_features(stored)]
+    for call in (*calls, lambda: model.similarity_map(stored[0], "effusion"), lambda: heat_map(model, image, "effusion")):
+        with pytest.raises(WeightsError, match="not finite"):
+            call()
+    with torch.no_grad():
+        model.dual.text_encoder.ln_final.bias.fill_(torch.nan)
+    with pytest.raises(WeightsError, match="not finite"):
+        model.encode_texts(["effusion"])
 
 
 def test_peak__is_never_in_the_padding(density: type) -> None:
@@ -94,8 +130,9 @@ def test_patch_places__in_the_order_of_tokens() -> None:
     np.testing.assert_allclose(
         places, [[0.5, 0.5, 0], [2.5, 0.5, 0], [4.5, 0.5, 0], [0.5, 2.5, 0], [2.5, 2.5, 0], [4.5, 2.5, 0]]
     )
-    assert in_image(places, (4, 3, 1)).tolist() == [True, True, False, True, True, False]
-    assert in_image(places + 100, (4, 3, 1)).all()  # nothing lies in it: then all count
+    seen = extent((4, 3, 1))
+    assert in_image(places, seen).tolist() == [True, True, False, True, True, False]
+    assert in_image(places + 100, seen).all()  # nothing lies in it: then all count
 
 
 def test_slices_of__as_a_radiologist_sees_them() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from medfm.encoders.patches import enlarge
 from medfm.transforms.config import PreprocessConfig
-from medfm.transforms.grid import on_source, patch_matrix, to_source
+from medfm.transforms.grid import kept_extent, on_source, patch_matrix, to_source
 from medfm.transforms.mask import with_mask
 from medfm.transforms.preprocess import Preprocess
 from medfm.types import Image
@@ -53,6 +53,11 @@ def test_to_source__a_box_comes_back_to_where_it_was(name: str) -> None:
     weight = covered[0].transpose(2, 1, 0)
     middle = (np.indices(weight.shape).reshape(3, -1) * weight.reshape(-1)).sum(1) / weight.sum()
     np.testing.assert_allclose((matrix @ [*middle, 1.0])[:3], np.argwhere(box).mean(0), atol=0.12)
+    # What is kept of the image: where the network's input hangs on it.
+    kept = kept_extent(config, image, boxes)
+    cropped = name in ("foreground", "borders")
+    first, last = ((5, 6, 4), (25, 39, 23)) if cropped else ((0, 0, 0), np.array(image.shape) - 1)
+    np.testing.assert_allclose(kept, np.stack([np.array(first) - 0.5, np.array(last) + 0.5], axis=1), atol=1e-9)
     # Nothing is sheared, and a voxel of the network's grid is as large as the contract says.
     assert (np.abs(matrix[:3, :3]) > 1e-9).sum() == 3
     if config.spacing is not None:
