@@ -73,6 +73,7 @@ class TimmEncoder(nn.Module):
         self.in_channels = config.in_channels
         self.embed_dim, self.grid_size = self._probe(config)
         self.patch_size = tuple(n // g for n, g in zip(config.img_size, self.grid_size, strict=True))
+        self._check_multiple(config)
         self.token_centre: tuple[float, ...] = (0.5, 0.5)
         if type(self.model).__module__ == "timm.models.resnet":
             self.token_centre = strided_centre(self.patch_size)
@@ -80,6 +81,18 @@ class TimmEncoder(nn.Module):
         self.mask_dim: int | None = getattr(projection, "out_channels", None)
         if config.gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
+
+    def _check_multiple(self, config: TimmConfig) -> None:
+        """A padded network's last tokens would stand for less than the others, and maps of its tokens be shifted."""
+        stages = getattr(self.model, "feature_info", None) or [{}]
+        stride = stages[-1].get("reduction")
+        if isinstance(stride, int) and self.grid_size == tuple(-(-n // stride) for n in config.img_size):
+            whole = [max(1, round(n / stride)) * stride for n in config.img_size]
+            if whole != list(config.img_size):
+                raise ConfigError(
+                    f"encoder.img_size: a token of timm's {self.name} stands for {stride} pixels, of which "
+                    f"{list(config.img_size)} is no multiple; set it and preprocess.size to {whole}"
+                )
 
     def _load(self, config: TimmConfig) -> None:
         from importlib import import_module

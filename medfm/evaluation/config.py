@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from medfm.registry import Config, ImagePath, InputPath
 from medfm.text.config import ReportConfig
 
+SAME_SPLIT = "thresholds would be chosen on what is scored"
+
 
 class EvaluateDataConfig(Config):
     """Which studies are scored. Pixel values are decided by the contract inside the weight file, not here."""
@@ -17,7 +19,7 @@ class EvaluateDataConfig(Config):
     manifest: InputPath = Field(description="parquet or CSV table made by `medfm index`")
     root: Path | None = None
     split: str = Field(default="test", description="scored split")
-    val_split: str = Field(default="val", description="split that thresholds are chosen on")
+    val_split: str = Field(default="val", description="split that thresholds are chosen on; none: they are left out")
     views: tuple[str, ...] = Field(default=(), description="score these views only, e.g. [PA, AP]; empty scores all")
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=2, ge=0)
@@ -54,6 +56,15 @@ class ZeroShotConfig(Config):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path | None = Field(default=None, description="folder of the evaluation card; default: <run>/zero_shot")
+
+    @model_validator(mode="after")
+    def _apart(self) -> ZeroShotConfig:
+        if self.data.split == self.data.val_split:
+            raise ValueError(
+                f"data.split and data.val_split are both '{self.data.split}': {SAME_SPLIT}; set data.val_split to another, "
+                "or to none"
+            )
+        return self
 
 
 class RetrievalConfig(Config):
@@ -133,8 +144,8 @@ class GroundingConfig(Config):
     def _apart(self) -> GroundingConfig:
         if self.data.split == self.data.val_split:
             raise ValueError(
-                f"data.split and data.val_split are both '{self.data.split}': the threshold of Dice would be chosen on what is "
-                "scored; set data.val_split to another"
+                f"data.split and data.val_split are both '{self.data.split}': {SAME_SPLIT}; set data.val_split to another, "
+                "or to none"
             )
         return self
 

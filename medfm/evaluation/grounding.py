@@ -22,7 +22,7 @@ from medfm.errors import ConfigError, DataError
 from medfm.evaluation.beside import Draws, averaged, compared, put
 from medfm.evaluation.encode import Failure, pick_device, progress_bar, read_batches, unreadable
 from medfm.evaluation.grounded_images import GroundedFiles, Packed
-from medfm.evaluation.masked_images import MaskedFiles, found_structures, full_resolution, mask_keys
+from medfm.evaluation.masked_images import LOOK, MaskedFiles, found_structures, full_resolution, mask_keys
 from medfm.evaluation.scoring import LABEL, MIN_FOR_MEAN, LabelledFinding, few_patients, labelled_rows, patient_codes
 from medfm.evaluation.statistics import PatientResamples
 from medfm.text.prompts import FindingPrompts, PromptSet, load_prompts
@@ -260,9 +260,13 @@ def _files(
     places = [manifest.root / name for name in frame["image"]], [manifest.root / name for name in frame["mask"]]
     modalities = frame["modality"].tolist()
     names = tuple(labels.values())
+    where = ""
     if not names:
         looked = MaskedFiles(*places, modalities, preprocess, (), labels)
         names = found_structures(looked, mask_keys(manifest, rows), features_folder(config.model, None), config.data.on_error)
+        where = f" among the first {LOOK} masks" if len(rows) > LOOK else ""
+        # Others may hold what these do not: a given name is taken at its word.
+        names = tuple(dict.fromkeys([*names, *(name for group in config.structures.values() for name in group)]))
     findings, groups, left_out = [], [], []
     for finding in prompts.findings:
         group = structures_of(finding, names, config.structures)
@@ -270,13 +274,16 @@ def _files(
             findings.append(finding)
             groups.append(group)
         elif config.findings:
-            raise DataError(f"finding '{finding.name}' has no mask; masks are called: {', '.join(names[:30])}; set structures")
+            raise DataError(
+                f"finding '{finding.name}' has no mask of its name{where}; masks are called: {', '.join(names[:30])}; set "
+                f"structures={{{finding.name}: [names]}}"
+            )
         else:
-            left_out.append({"name": finding.name, "reason": "no mask has its name"})
+            left_out.append({"name": finding.name, "reason": f"no mask of its name{where}"})
     if not findings:
         raise DataError(
-            f"no finding of prompt set '{prompts.name}' has a mask of its name; masks are called: {', '.join(names[:30])}; "
-            "set structures={Finding: [names]}"
+            f"no finding of prompt set '{prompts.name}' has a mask of its name{where}; masks are called: "
+            f"{', '.join(names[:30])}; set structures={{Finding: [names]}}"
         )
     blank = torch.zeros(1, *preprocess.stored_shape, dtype=getattr(torch, preprocess.config.dtype))
     with torch.no_grad():

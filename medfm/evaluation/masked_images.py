@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from medfm.weights.model import Model
 
 # How many images are looked at for the names of structures where nothing else says them.
-_LOOK = 16
+LOOK = 16
 # Covered shares below this are rounding of the resampling filter.
 _TOUCHED = 1e-5
 
@@ -96,18 +96,18 @@ def found_structures(
     Raises:
         DataError: none of them holds any, or one cannot be read. ConfigError: `folder` cannot be written.
     """
-    place = folder / "structures" / f"{row_key(*keys[:_LOOK])[0]:016x}.json"
+    place = folder / "structures" / f"{row_key(*keys[:LOOK])[0]:016x}.json"
     if place.is_file():
         return tuple(json.loads(place.read_text(encoding="utf-8")))
     names: dict[str, None] = {}
-    for position in range(min(_LOOK, len(keys))):
+    for position in range(min(LOOK, len(keys))):
         try:
             names.update(dict.fromkeys(files.read(position)[1].names))
         except (MedfmError, OSError) as error:
             if on_error == "fail":
                 raise unreadable(Failure.of(position, error), [path.name for path in files.paths], "data.on_error") from None
     if not names:
-        raise DataError(f"none of the first {min(_LOOK, len(keys))} masks marks anything; is the mask column the right one?")
+        raise DataError(f"none of the first {min(LOOK, len(keys))} masks marks anything; is the mask column the right one?")
     try:
         with atomic_write(place) as temporary:
             Path(temporary).write_text(json.dumps(sorted(names)), encoding="utf-8")

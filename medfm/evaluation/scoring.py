@@ -180,6 +180,7 @@ def score(
     val: tuple[pd.DataFrame, Floats] | None = None,
     baseline: Floats | None = None,
     against: Floats | None = None,
+    others: Floats | None = None,
 ) -> tuple[dict[str, Any], dict[str, Scored]]:
     """Scores of every finding and their mean.
 
@@ -191,6 +192,7 @@ def score(
         val: rows and probabilities (m, F) that thresholds are chosen on.
         baseline: (n, F) probabilities of random weights, scored as `random`.
         against: (n, F) probabilities of another model, scored as `against`.
+        others: (n,) the highest probability of classes without labels, which compete for an image all the same.
 
     Returns:
         `findings`, `mean`, `left_out` (and `classes` for multiclass prompts), ready for JSON; and what was scored, by finding.
@@ -264,7 +266,7 @@ def score(
         raise DataError(f"no finding can be scored on the {len(frame)} images of this split ({reasons})")
     result = {"findings": found, "mean": _mean(found, samples, settings.confidence), "left_out": left_out}
     if isinstance(prompts, PromptSet) and prompts.method == "multiclass":
-        result["classes"] = _classes(frame, prompts, probabilities, resamples, settings)
+        result["classes"] = _classes(frame, prompts, probabilities, resamples, settings, others)
     return result, scored
 
 
@@ -328,20 +330,32 @@ def _mean(found: list[dict[str, Any]], samples: dict[str, dict[str, Floats]], co
 
 
 def _classes(
-    frame: pd.DataFrame, prompts: PromptSet, probabilities: Floats, resamples: PatientResamples, settings: Settings
+    frame: pd.DataFrame,
+    prompts: PromptSet,
+    probabilities: Floats,
+    resamples: PatientResamples,
+    settings: Settings,
+    others: Floats | None,
 ) -> dict[str, Any]:
-    """Top-1 accuracy and confusion over images that belong to exactly one class."""
+    """Top-1 accuracy and confusion over images that belong to exactly one class; with `others`, the last column is of images
+    called a class without labels."""
     truth = np.zeros(probabilities.shape, dtype=bool)
     for column, finding in enumerate(prompts.findings):
         rows, target = labelled_rows(frame, finding, settings.uncertain)
         truth[rows, column] = target == 1
     rows = np.flatnonzero(truth.sum(axis=1) == 1)
-    actual, called = truth[rows].argmax(axis=1), probabilities[rows].argmax(axis=1)
-    confusion = np.zeros((len(prompts.findings), len(prompts.findings)), dtype=int)
+    names = [finding.name for finding in prompts.findings]
+    columns, competing = list(names), probabilities
+    if others is not None:
+        columns.append("a class without labels")
+        competing = np.column_stack([probabilities, others])
+    actual, called = truth[rows].argmax(axis=1), competing[rows].argmax(axis=1)
+    confusion = np.zeros((len(names), len(columns)), dtype=int)
     np.add.at(confusion, (actual, called), 1)
     accuracy = bootstrap(weighted_mean(actual == called), resamples, settings.confidence, rows)
     return {
-        "names": [finding.name for finding in prompts.findings],
+        "names": names,
+        "called": columns,
         "images": len(rows),
         "accuracy": accuracy.to_dict(),
         "confusion": confusion.tolist(),

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medfm.encoders.patches import enlarge
-from medfm.errors import DataError
+from medfm.errors import ConfigError, DataError
+from medfm.evaluation.config import SAME_SPLIT
 from medfm.evaluation.encode import encode_all, pick_device, progress_bar
 from medfm.evaluation.provenance import failure_facts
 from medfm.evaluation.scoring import Scored, Settings, available, few_patients, labelled_rows, patient_codes, score
@@ -210,7 +211,10 @@ def evaluate(
 
     Raises:
         DataError: the split is empty, no finding is labelled, or an image cannot be read (unless `on_error` is "skip").
+        ConfigError: thresholds would be chosen on what is scored.
     """
+    if split == val_split:
+        raise ConfigError(f"split and val_split are both '{split}': {SAME_SPLIT}; set val_split to another, or to none")
     frame = manifest.frame
     prompts, left_out = available(frame, classifier.prompts, explicit)
     # A softmax over classes keeps the classes without a label column: they compete for the image all the same.
@@ -236,7 +240,8 @@ def evaluate(
     test, val = splits[rows] == split, splits[rows] == val_split
     if not test.any():
         raise DataError(f"none of the labelled images of split '{split}' can be read; the first: {failures[0].reason}")
-    probabilities = classifier.probabilities(embeddings[0])[:, columns]
+    competing = classifier.probabilities(embeddings[0])
+    probabilities, others = competing[:, columns], np.delete(competing, columns, axis=1)
     result, scored = score(
         frame.iloc[rows[test]],
         prompts,
@@ -244,6 +249,7 @@ def evaluate(
         settings,
         (frame.iloc[rows[val]], probabilities[val]),
         _random_probabilities(classifier, baseline, embeddings)[test][:, columns] if baseline is not None else None,
+        others=others[test].max(axis=1) if others.shape[1] else None,
     )
     result["left_out"] = left_out + result["left_out"]
     result["images"] = int(test.sum())

@@ -40,6 +40,13 @@ def test_timm__feature_map_becomes_patch_tokens(name: str, width: int, size: int
     torch.testing.assert_close(output.patch_tokens[:, side], expected)  # row 1, column 0
 
 
+@pytest.mark.parametrize("size", [100, 300])
+def test_timm__tokens_that_stand_for_less_than_the_others_are_refused(size: int) -> None:
+    """At 300 pixels the grid is 10 x 10 and divides the image, but tokens lie 32 pixels apart."""
+    with pytest.raises(ConfigError, match=rf"stands for 32 pixels, of which \[{size}, {size}\] is no multiple; set .* to"):
+        encoder("resnet10t", size)
+
+
 def test_timm__mean_of_tokens_is_timms_pooled_feature() -> None:
     import timm
 

@@ -21,6 +21,7 @@ from medfm.evaluation.card import estimate, most_confident, whisker
 from medfm.evaluation.config import RetrievalConfig, ZeroShotConfig
 from medfm.evaluation.provenance import caveats, command, file_hash
 from medfm.evaluation.scoring import Scored
+from medfm.weights.load import load_model
 
 PROMPTS = """
 findings:
@@ -213,6 +214,22 @@ def test_run_zero_shot__multiclass_card(tiny_run: Path, manifest: Any, tmp_path:
     # Two classes that exclude each other mirror each other.
     assert result["findings"][0]["auroc"]["value"] == pytest.approx(result["findings"][1]["auroc"]["value"])
     assert "Top-1 accuracy, 2 classes" in page_of(tmp_path / "out" / "card.html").text
+    # A third class, of which the manifest has no labels, takes images from both.
+    grey = prompts.read_text().replace("}}", "}, grey: {positive: bright}}")
+    prompts.write_text(grey, encoding="utf-8")
+    result = zero_shot.run_zero_shot(
+        settings(ZeroShotConfig, tiny_run, tmp_path / "m.parquet", tmp_path, prompts=str(prompts)), progress=False
+    )
+    assert np.shape(result["classes"]["confusion"]) == (2, 3)
+    assert "a class without labels" in page_of(tmp_path / "out" / "card.html").text
+
+
+def test_zero_shot__thresholds_are_never_chosen_on_what_is_scored(tiny_run: Path, manifest_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="both 'val': thresholds would be chosen on what is scored"):
+        settings(ZeroShotConfig, tiny_run, manifest_file, tmp_path, data={"split": "val"})
+    classifier = zero_shot.ZeroShotClassifier(load_model(tiny_run), "phantom")
+    with pytest.raises(ConfigError, match="both 'val': thresholds would be chosen on what is scored"):
+        classifier.score(manifest_file, split="val")
 
 
 def test_render__names_every_finding_and_the_card(
@@ -276,12 +293,12 @@ def test_run_retrieval__needs_two_reports(tiny_run: Path, manifest: Any, tmp_pat
 def test_command__names_what_differs_from_the_defaults() -> None:
     config = ZeroShotConfig(
         model="runs/a b",
-        data={"manifest": "m.parquet", "split": "val"},
+        data={"manifest": "m.parquet", "split": "valid"},
         findings=("Edema", "Pleural Effusion"),
         random_baseline=False,
     )
     assert command("evaluate zero_shot", config) == (
-        "medfm evaluate zero_shot 'model=runs/a b' data.manifest=m.parquet data.split=val "
+        "medfm evaluate zero_shot 'model=runs/a b' data.manifest=m.parquet data.split=valid "
         "'findings=[Edema,Pleural Effusion]' random_baseline=false"
     )
 

@@ -230,7 +230,7 @@ def test_run_grounding__card_and_result(
             assert entry["random"][metric]["value"] is not None
             gain = entry[metric]["value"] - entry["random"][metric]["value"]
             assert entry["random"]["difference"][metric]["value"] == pytest.approx(gain)
-    assert result["left_out"] == [{"name": "Dark", "reason": "no mask has its name"}]
+    assert result["left_out"] == [{"name": "Dark", "reason": "no mask of its name among the first 16 masks"}]
     page = page_of(tmp_path / "out" / "card.html")
     assert not page.outside
     assert len(page.images) == 4
@@ -260,9 +260,14 @@ def test_run_grounding__without_val_there_is_no_dice(ct_run: Path, manifest: Pat
 
 def test_run_grounding__refuses(ct_run: Path, manifest: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="finding 'Dark' has no mask; masks are called: Left Bright, Right Bright; set structures"
+        DataError,
+        match="'Dark' has no mask of its name among the first 16 masks; masks are called: Left Bright, Right Bright; set",
     ):
         grounding.run_grounding(settings(ct_run, manifest, prompts, findings=["Dark"]), progress=False)
+    # Masks that were not looked at may hold it: here none does, which is found when all are read.
+    given = settings(ct_run, manifest, prompts, findings=["Dark"], structures={"Dark": ["dark spot"]})
+    with pytest.raises(DataError, match="Dark"):
+        grounding.run_grounding(given, progress=False)
     with pytest.raises(ConfigError, match="structures: prompt set 'bright' has no finding 'Drak'"):
         grounding.run_grounding(settings(ct_run, manifest, prompts, structures={"Drak": "x"}), progress=False)
     with pytest.raises(DataError, match="no finding of prompt set 'phantom' has a mask of its name"):

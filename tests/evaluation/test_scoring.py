@@ -153,6 +153,12 @@ def test_score__multiclass_confusion_by_hand() -> None:
     assert classes["confusion"] == [[1, 1], [0, 2]]
     assert classes["images"] == 4
     assert classes["accuracy"]["value"] == pytest.approx(0.75)
+    # A class without labels takes the last image of B.
+    others = np.array([0.1, 0.1, 0.1, 0.95, 0.1])
+    result, _ = score(frame, prompts_of("A", "B", method="multiclass"), probabilities, Settings(bootstrap=20), others=others)
+    assert result["classes"]["confusion"] == [[1, 1, 0], [0, 1, 1]]
+    assert result["classes"]["called"] == ["A", "B", "a class without labels"]
+    assert result["classes"]["accuracy"]["value"] == pytest.approx(0.5)
 
 
 def entry(name: str, positive: int, negative: int) -> dict[str, Any]:
