@@ -57,8 +57,8 @@ class _Row:
     age: str = ""
     mask: str = ""
     labels: dict[str, str] = field(default_factory=dict)
-    header: dict[str, str] = field(default_factory=dict)  # ids as the header has them
-    private: set[str] = field(default_factory=set)  # ids that are no table's or path's: coded
+    header: dict[str, str] = field(init=False, default_factory=dict)  # ids as the header has them
+    private: set[str] = field(init=False, default_factory=set)  # ids that are no table's or path's: coded
 
 
 def index(config: IndexConfig, progress: bool = False) -> IndexReport:

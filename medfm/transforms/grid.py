@@ -40,7 +40,7 @@ def kept_extent(config: PreprocessConfig, image: Image, boxes: Boxes) -> np.ndar
     """(3, 2): where the part of the image that the contract kept begins and ends along (i, j, k), in voxels; `extent` of the
     whole image where nothing is cut off. What lies outside of it the network sees as padding, or not at all."""
     matrix, shape, _ = _kept(config, image, boxes)
-    return np.sort(matrix[:3, :3] @ extent(shape) + matrix[:3, 3:], axis=1)
+    return np.sort(matrix[:3, :3] @ extent(shape.tolist()) + matrix[:3, 3:], axis=1)
 
 
 def extent(shape: Sequence[int]) -> np.ndarray:
