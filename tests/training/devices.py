@@ -61,6 +61,15 @@ ADAM = {"optimizer.name": "adamw", "optimizer.lr": 1e-3, "optimizer.eps": 1e-4, 
 
 
 def recipe(folder: Path, manifest: Path) -> Path:
+    from medfm.data.manifest import Manifest, read_manifest, write_manifest
+
+    whole = read_manifest(manifest)
+    frame = whole.frame.copy()
+    sided = [number % 4 == 0 for number in range(len(frame))]
+    frame["report"] = [
+        r if s else f"Clear lungs. Case {n}." for n, (r, s) in enumerate(zip(frame["report"], sided, strict=True))
+    ]
+    write_manifest(Manifest(frame, whole.root, whole.meta), folder / "few_sides.parquet")
     path = folder / "recipe.yaml"
     path.write_text(
         f"""
@@ -102,6 +111,8 @@ def main(rank: int, world: int, port: str, folder: Path, manifest: Path) -> None
             knobs = {**knobs, "teacher": str(wait_for(folder / "1" / "mae" / "model.safetensors"))}
         pool = "mean" if objective in NORMED else "cls"
         overrides = {"objective": knobs, "encoder.pool": pool, "trainer.devices": world, "out": folder / str(world) / name}
+        if objective == "terms":
+            overrides |= {"data.manifest": folder / "few_sides.parquet", "data.root": manifest.parent}
         return medfm.pretrain(str(folder / "recipe.yaml"), {**overrides, **keys})
 
     every_step = {**ADAM, "trainer.max_steps": 6, "trainer.checkpoint_every": 1e-9, "trainer.keep": 9}
