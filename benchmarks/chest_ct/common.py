@@ -45,9 +45,9 @@ def train(manifest: Path, run: Path, overrides: dict[str, Any], recipe: str = RE
     return run, float(clock.read_text(encoding="utf-8"))
 
 
-def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) -> dict[str, Any]:
-    """The results of a run on a split, and of each headline made of them that of the model and that of random weights.
-    `quick`: without random weights, intervals, Dice, pictures and the pointing without a tolerance."""
+def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False, random: bool = True) -> dict[str, Any]:
+    """The results of a run on a split, and of each headline made of them that of the model and that of random weights, where
+    `random` asks for them. `quick`: without intervals, Dice, pictures and the pointing without a tolerance."""
     focal: dict[str, Any] = {"prompts": "phantom_ct", "findings": FOCAL}
     cached = {"data.cache": stored(manifest)}
     options: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,7 +56,7 @@ def scores(run: Path, manifest: Path, split: str = "test", quick: bool = False) 
         "near": ("grounding", {**focal, "tolerance": NEAR}),
         "compositional": ("compositional", {"report": {"sections": ["impression"]}, **cached}),
     }
-    data: dict[str, Any] = {"model": run, "data.manifest": manifest, "data.split": split, "random_baseline": not quick}
+    data: dict[str, Any] = {"model": run, "data.manifest": manifest, "data.split": split, "random_baseline": random}
     val_split = "none" if quick else "val" if split == "test" else "test"
     found: dict[str, Any] = {}
     for name, (task, more) in options.items():
