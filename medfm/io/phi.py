@@ -182,7 +182,8 @@ _CONVERSIONS = {
     "SYN": "synthetic image",
 }
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame children
-_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3")
+_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3")  # and what is derived of them
+_PHOTOGRAPH = "1.2.840.10008.5.1.4.1.1.77.1.4"  # and video
 _SCREEN = re.compile(
     r"SCREEN ?SAVE|SCREEN ?SHOT|SCREEN ?CAPTURE|DOSE[ _]?(INFO|REPORT|SHEET)|PATIENT[ _]PROTOCOL|REPORT|FILMED"
 )
@@ -191,8 +192,8 @@ _SCREEN = re.compile(
 def burned_in(dataset: Dataset) -> str:
     """Why the pixels of `dataset` may show text or a face, judged by the header alone; "" where nothing says so.
 
-    BurnedInAnnotation = NO is believed, but for screen saves. Ultrasound, secondary captures and screen saves are suspected
-    otherwise: there names stand in practice (the pixel rules of RSNA's CTP name the same). No one reads the pixels.
+    BurnedInAnnotation = NO is believed, but for screen saves. Ultrasound, secondary captures, screen saves and photographs are
+    suspected otherwise: there names stand in practice (the pixel rules of RSNA's CTP name the same). No one reads the pixels.
     """
     if _text(dataset, "BurnedInAnnotation") == "YES":
         return "BurnedInAnnotation is YES"
@@ -201,13 +202,15 @@ def burned_in(dataset: Dataset) -> str:
         return f"ImageType says {match.group().replace('_', ' ').lower()}"
     if _text(dataset, "RecognizableVisualFeatures") == "YES":
         return "RecognizableVisualFeatures is YES"
+    sop, modality = _text(dataset, "SOPClassUID"), _text(dataset, "Modality")
+    if (modality == "XC" or _is(sop, _PHOTOGRAPH)) and _text(dataset, "RecognizableVisualFeatures") != "NO":
+        return "a photograph"
     if _text(dataset, "BurnedInAnnotation") == "NO":
         return ""
-    sop, modality = _text(dataset, "SOPClassUID"), _text(dataset, "Modality")
-    if sop == _SECONDARY_CAPTURE or sop.startswith(_SECONDARY_CAPTURE + "."):
+    if _is(sop, _SECONDARY_CAPTURE):
         how = _CONVERSIONS.get(_text(dataset, "ConversionType"), "")
         return f"secondary capture ({how})" if how else "secondary capture"
-    if modality == "US" or sop.startswith(_ULTRASOUND):
+    if modality == "US" or _is(sop, *_ULTRASOUND):
         return "ultrasound, and BurnedInAnnotation is not NO"
     if modality in ("SC", "DOC"):
         return f"modality {modality}"
@@ -215,7 +218,15 @@ def burned_in(dataset: Dataset) -> str:
     return f"ConversionType is {how}" if how else ""
 
 
-_HEAD = re.compile(r"HEAD|BRAIN|SKULL|FACE|NEURO|CRANI|SINUS|ORBIT|JAW|MAXILL|MANDIB|DENT|TEMPORAL|PITUIT|IAC|EAR\b|EYE")
+def _is(sop: str, *classes: str) -> bool:
+    """Whether a SOP class is one of these, or derived of it: 1.1.6 has 1.1.6.1, but 1.1.66 is a segmentation."""
+    return any(sop == each or sop.startswith(each + ".") for each in classes)
+
+
+_HEAD = re.compile(
+    r"HEAD|BRAIN|SKULL|NEURO|CRANI|SINUS|ORBIT|MAXILL|MANDIB|TEMPORAL|PITUIT"
+    r"|(?<![A-Z])(?:FACE|FACIAL|DENT|EYE|(?:IAC|EARS?|JAW)(?![A-Z]))"
+)
 _SLICES = frozenset({"CT", "MR", "PT", "NM"})
 
 

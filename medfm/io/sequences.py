@@ -76,14 +76,19 @@ def stack_sequences(images: Sequence[Image], source: str) -> Image:
             raise DataError(f"'{image.source}' has the shape {image.shape}, '{first.source}' {first.shape}, and no orientation")
     layers, notes = [first.array], list(first.notes)
     for number, image in enumerate(images[1:], start=2):
-        same = image.shape == first.shape and np.allclose(image.affine, first.affine, rtol=0, atol=1e-3)
+        placed = image.oriented and first.oriented  # else the affine of one is a stand-in, and the shapes are equal
+        same = not placed or (image.shape == first.shape and np.allclose(image.affine, first.affine, rtol=0, atol=1e-3))
         if not (same or _meet(image, first)):
             raise DataError(
                 f"'{image.source}' does not overlap '{first.source}': it belongs to another examination, or one of the two "
                 "affines is wrong"
             )
         layers.append(image.array if same else _onto(image, first))
-        notes += image.notes if same else (*image.notes, f"sequence {number} was resampled onto the grid of the first")
+        notes += image.notes
+        if not placed:
+            notes.append(f"sequence {number} was laid voxel on voxel onto the first, as one of them has no orientation")
+        elif not same:
+            notes.append(f"sequence {number} was resampled onto the grid of the first")
     kind = np.result_type(*layers)
     array = np.stack([layer.astype(kind, copy=False) for layer in layers], axis=-1)
     return replace(first, array=array, last_axis="sequence", source=source, windows=(), notes=tuple(dict.fromkeys(notes)))

@@ -60,6 +60,11 @@ def test_identifying__damaged_values_do_not_raise() -> None:
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ConversionType": "WSD"}, "secondary capture (workstation)"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary capture"),
         ({"Modality": "US"}, "ultrasound"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.2"}, "ultrasound"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG"}, ""),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.30", "Modality": "MR"}, ""),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.4", "Modality": "XC", "BurnedInAnnotation": "NO"}, "a photograph"),
+        ({"Modality": "XC", "RecognizableVisualFeatures": "NO"}, ""),
         ({"Modality": "CT", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], "BurnedInAnnotation": "NO"}, "screen save"),
         ({"RecognizableVisualFeatures": "YES"}, "RecognizableVisualFeatures"),
         ({"Modality": "CT", "ImageType": ["DERIVED", "SECONDARY", "MPR"]}, ""),
@@ -78,3 +83,7 @@ def test_face__heads_of_slices_only() -> None:
     assert face(dataset(Modality="CR", BodyPartExamined="SKULL")) == ""
     assert face(dataset(Modality="CT", BodyPartExamined="CHEST")) == ""
     assert face(dataset(Modality="CT", BodyPartExamined="HEAD", RecognizableVisualFeatures="NO")) == ""
+    for words in ("CARDIAC CT", "ILIAC", "T1 SURFACE COIL ABDOMEN", "INCIDENTAL NODULE", "LINEAR"):
+        assert face(dataset(Modality="CT", ProtocolName=words)) == ""
+    for words in ("IAC", "CT_FACE", "DENTAL", "INNER EARS", "EYES"):
+        assert face(dataset(Modality="CT", ProtocolName=words)) == "CT of a head"

@@ -76,6 +76,20 @@ def test_load_image__another_grid_is_resampled_onto_the_first(tmp_path: Path) ->
     assert "resampled" in " ".join(image.notes)
 
 
+def test_load_image__a_sequence_without_orientation_is_laid_voxel_on_voxel(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 900, (20, 18, 16)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, 3] = (-10, -9, -8)
+    write(tmp_path / "t1.nii", array, affine)
+    bare = nibabel.Nifti1Image(array, None)
+    bare.set_sform(None, 0)
+    bare.set_qform(None, 0)
+    nibabel.save(bare, tmp_path / "t2.nii")
+    image = load_image(f"{tmp_path}/t1.nii|t2.nii", "MR")
+    np.testing.assert_array_equal(image.array[..., 1], array)
+    assert any("laid voxel on voxel" in note for note in image.notes)
+
+
 def test_load_image__a_missing_sequence_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.int16))
     with pytest.raises(DataError, match=r"b\.nii\.gz' does not exist"):

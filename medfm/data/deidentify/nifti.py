@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +74,9 @@ def _write(file: BinaryIO, start: bytes, size: int, offset: int, voxels: int, ta
                     raise DataError("is truncated")
                 out.write(chunk)
                 left -= len(chunk)
-    except (EOFError, OSError) as error:
+            while file.read(_CHUNK):  # a gzip checksum is tested at the end of the stream
+                pass
+    except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise DataError("is truncated or damaged") from None

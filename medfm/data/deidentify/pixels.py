@@ -99,6 +99,8 @@ def _encapsulated(value: bytes, frames: str) -> tuple[bytes, list[str]]:
             segments = _jpeg_segments(value, start, start + length)
         elif value[start : start + 4] == b"\xff\x4f\xff\x51":
             segments = _jpeg2000_segments(value, start, start + length)
+        elif value[start + 4 : start + 8] == b"jP  ":
+            segments = _jp2_boxes(value, start, start + length)
         else:
             continue
         end = value.rfind(b"\xff\xd9", start, start + length) if whole else -1
@@ -162,4 +164,25 @@ def _jpeg2000_segments(value: bytes, start: int, end: int) -> list[tuple[int, in
         if marker == 0x64:
             found.append((min(at + 6, end), min(at + 2 + length, end)))
         at += 2 + max(length, 2)
+    return found
+
+
+# What a decoder needs of a JP2 file: signature, file type, header, codestream.
+_JP2_NEEDED = frozenset({b"jP  ", b"ftyp", b"jp2h", b"jp2c"})
+
+
+def _jp2_boxes(value: bytes, start: int, end: int) -> list[tuple[int, int]]:
+    """Ranges of the payloads of all other boxes (XML, UUID, ...), and of COM texts in the codestream (ISO 15444-1 annex I)."""
+    found = []
+    at = start
+    while at + 8 <= end:
+        length, kind = struct.unpack_from(">I4s", value, at)
+        head = 16 if length == 1 else 8
+        length = int.from_bytes(value[at + 8 : at + 16], "big") if length == 1 else length or end - at  # 0: up to the end
+        stop = min(at + max(length, head), end)
+        if kind == b"jp2c":
+            found += _jpeg2000_segments(value, at + head, stop)
+        elif kind not in _JP2_NEEDED:
+            found.append((at + head, stop))
+        at = stop
     return found

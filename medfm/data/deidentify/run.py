@@ -202,6 +202,8 @@ def _notes(report: DeidentifyReport, settings: DeidentifyOptions, made: bool, cl
         notes.append(f"{report.mosaics:,} Siemens mosaics lost the private count of their tiles; private=safe keeps it")
     if report.written.get("picture"):
         notes.append("PNG and JPEG files say nothing of what is drawn into them: look at each")
+    if report.written.get("nifti"):
+        notes.append("NIfTI files do not say what they show: deface those of heads where the data leave the house")
     if report.faces:
         notes.append("faces can be rebuilt from heads; deface them where the data leave the house")
     if report.table is not None and report.table.paths_missing:

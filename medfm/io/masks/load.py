@@ -170,7 +170,8 @@ def _from_picture(path: Path, reference: Image, names: dict[int, str], only: Seq
         values = values[..., 0]
     if values.ndim != 3:
         raise DataError(f"'{path}' has the shape {values.shape}; a mask is one picture")
-    if int(values.max(initial=0)) > 0 and not ((values != 0) & (values != values.max())).any():
+    highest = int(values.max(initial=0))
+    if highest > 0 and highest not in names and not ((values != 0) & (values != highest)).any():
         values = (values != 0).astype(np.uint8)  # black and white, whatever stands for white
     layers, names_ = split(values, names, names, only, str(path))
     note = _same_shape(layers.shape[1:], reference, str(path))

@@ -45,6 +45,17 @@ def test_clean_nifti__damage_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="truncated"):
         clean_nifti(tmp_path / "c.nii", tmp_path / "d.nii")
     assert not (tmp_path / "d.nii").exists()
+    # What is compressed anew gets a checksum that fits, so that the old one must be tested.
+    voxels = np.random.default_rng(0).integers(-9, 9, (16, 16, 16), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "e.nii.gz")
+    whole = (tmp_path / "e.nii.gz").read_bytes()
+    for place in range(600, len(whole), 211):
+        broken = bytearray(whole)
+        broken[place] ^= 16
+        (tmp_path / "e.nii.gz").write_bytes(broken)
+        with pytest.raises(DataError):
+            clean_nifti(tmp_path / "e.nii.gz", tmp_path / "f.nii.gz")
+        assert not (tmp_path / "f.nii.gz").exists()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])

@@ -117,6 +117,13 @@ def test_load_mask__pictures(tmp_path: Path, blank: Callable[..., Image]) -> Non
     Pictures.fromarray(pixels + pixels.T.reshape(9, 8)).save(tmp_path / "three.png")
     assert load_mask(tmp_path / "three.png", film, names={2: "b"}).names == ("label 1", "b")
     Pictures.fromarray(pixels).save(tmp_path / "m.jpg")
+    # A value that has a name is that label, though no other is there.
+    lungs = {1: "left lung", 2: "right lung"}
+    Pictures.fromarray(pixels * np.uint8(2)).save(tmp_path / "right.png")
+    right = load_mask(tmp_path / "right.png", film, names=lungs)
+    assert dict(zip(right.names, right.array.sum(axis=(1, 2, 3)), strict=True)) == {"left lung": 0, "right lung": pixels.sum()}
+    Pictures.fromarray(pixels * np.uint8(255)).save(tmp_path / "white.png")
+    assert load_mask(tmp_path / "white.png", film, names={255: "lung"}, only=["lung"]).array.sum() == pixels.sum()
     Pictures.fromarray(np.stack([pixels, pixels, 1 - pixels], -1)).save(tmp_path / "colour.png")
     for name, message in (("m.jpg", "JPEG"), ("colour.png", "colours")):
         with pytest.raises(DataError, match=message):
