@@ -59,9 +59,9 @@ def main() -> None:
         "chest_ct_encoders",
         "Slices against volumes on the phantom's chest CTs",
         f"{arguments.studies} studies, `chest_ct_tiny` for {arguments.epochs} epochs, batches of {arguments.batch}, one "
-        "seed; the ViTs are alike (96 wide, 2 blocks, patches of 8 pixels a side), at a rate of 1e-3; in brackets the same encoder "
-        "with random weights. Scored on patients that training has not seen: mean zero-shot "
-        "AUROC, reports with sides swapped and findings negated told from true ones, pointing game within "
+        "seed; the ViTs are alike (96 wide, 2 blocks, patches of 8 pixels a side), at a rate of 1e-3; in brackets the same "
+        "encoder with random weights. Scored on patients that training has not seen: mean zero-shot AUROC, reports with sides "
+        "swapped and findings negated told from true ones, pointing game within "
         f"{NEAR:g} mm. The grids of tokens differ: what no token's centre falls into cannot be pointed at.",
         table(_HEAD, rows),
     )
