@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medfm.encoders.config import ClipTextConfig, HuggingFaceTextConfig
@@ -78,3 +78,19 @@ def _check_fit(hf_config: dict[str, Any], tokenizer: Tokenizer) -> None:
                 f"objective.tokenizer.context_length: {tokenizer.context_length} exceeds the {positions - offset} positions "
                 "of the text encoder"
             )
+
+
+def refused_size(encoder: Any, size: Sequence[int], channels: int) -> str:
+    """Why an image encoder does not take images of `size`, "" where it does: one image of zeros goes through, in eval mode."""
+    import torch
+
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            encoder(next(encoder.parameters()).new_zeros(1, channels, *size))
+    except (RuntimeError, AssertionError, ConfigError, ValueError) as error:
+        return str(error)
+    finally:
+        encoder.train(training)
+    return ""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medfm.encoders.config import TimmConfig
 from medfm.encoders.patches import strided_centre
 from medfm.encoders.pretrained import adapt_input_channels, load_strict, read_state_dict
+from medfm.encoders.recompute import keep_statistics
 from medfm.errors import ConfigError
 from medfm.registry import suggest
 from medfm.types import EncoderOutput
@@ -81,6 +82,7 @@ class TimmEncoder(nn.Module):
         self.mask_dim: int | None = getattr(projection, "out_channels", None)
         if config.gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
+            keep_statistics(self.model)
 
     def _check_multiple(self, config: TimmConfig) -> None:
         """A padded network's last tokens would stand for less than the others, and maps of its tokens be shifted."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from medfm.encoders.build import refused_size
 from medfm.encoders.image import ImageModel
 from medfm.encoders.pooling import pooled
 from medfm.encoders.vit import VisionTransformer
@@ -67,17 +68,11 @@ def _check_local_size(encoder: nn.Module, size: tuple[int, ...], patch: tuple[in
         if len(size) != len(patch) or any(n % p for n, p in zip(size, patch, strict=True)):
             raise ConfigError(f"objective.views.local_size {list(size)} is not a multiple of the patch size {list(patch)}")
         return
-    training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            encoder(next(encoder.parameters()).new_zeros(1, channels, *size))
-    except (RuntimeError, AssertionError, ConfigError, ValueError) as error:
+    if why := refused_size(encoder, size, channels):
         raise ConfigError(
-            f"objective.views.local_size: this encoder does not take images of {list(size)} ({error}); set local_size to the "
+            f"objective.views.local_size: this encoder does not take images of {list(size)} ({why}); set local_size to the "
             "encoder's img_size, local_count=0, or use the encoder 'vit'"
-        ) from error
-    encoder.train(training)
+        )
 
 
 class DinoNetwork(nn.Module):

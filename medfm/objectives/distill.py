@@ -74,6 +74,8 @@ class DistillObjective(Objective):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.mask_token: nn.Parameter | None = None
+        if config.target == "patches" and not config.label_weight and getattr(encoder, "slice_pool", None) is not None:
+            raise ConfigError("objective.target=patches trains no attention over slices: set encoder.pool=mean")
         if config.mask_ratio:
             if getattr(encoder, "mask_dim", None) is None:
                 raise ConfigError("objective.mask_ratio: this encoder takes no mask tokens; use a ViT or Swin, or mask_ratio=0")

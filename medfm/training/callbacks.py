@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from medfm.errors import WeightsError
 from medfm.training.checkpoint import checkpoint_name, checkpoints
 from medfm.training.logs import draw_curves
 
@@ -108,11 +109,12 @@ class Weights(Callback):
     """Writes `model.safetensors` and the learning curves at each validation and at the end.
 
     Args:
-        save: writes the weights, told the step that they are of; called on all devices, which may each hold a part of them.
+        save: writes the weights, told the step that they are of and their validation loss (None where there is none); called on
+            all devices, which may each hold a part of them.
         select: "last", or "best": the lowest validation loss, where there is a validation split.
     """
 
-    def __init__(self, run: Path, save: Callable[[int], None], select: str) -> None:
+    def __init__(self, run: Path, save: Callable[[int, float | None], None], select: str) -> None:
         self.run = run
         self.save = save
         self.select = select
@@ -124,13 +126,29 @@ class Weights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = float(state_dict["best"])
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint of a step is written before its validation, so that the file may be of a better one than it knows."""
+        if self.select == "best":
+            self.best = min(self.best, trainer.strategy.broadcast(self._written(trainer.global_step)))
+
+    def _written(self, step: int) -> float:
+        """The validation loss of the weights in the run folder; infinite where they are of a course that was left."""
+        from medfm.weights.load import read_card
+
+        try:
+            card = read_card(self.run)
+        except WeightsError:
+            return float("inf")
+        loss = card.get("val_loss")
+        return float("inf") if loss is None or card.get("step", step + 1) > step else float(loss)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         judged = "val/loss" in trainer.callback_metrics  # not without a validation split
         loss = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
         if self.select == "last" or not judged or trainer.strategy.broadcast(loss < self.best):
-            self.save(trainer.global_step)
+            self.save(trainer.global_step, loss if loss == loss else None)
         self.best = min(self.best, loss) if loss == loss else self.best
         self._draw(trainer)
 
@@ -138,7 +156,7 @@ class Weights(Callback):
         # Without a validation there is no best one; a file may be there all the same, of a time when the run was interrupted.
         unjudged = self.best == float("inf") or not (self.run / "model.safetensors").is_file()
         if self.select == "last" or trainer.strategy.broadcast(unjudged):
-            self.save(trainer.global_step)
+            self.save(trainer.global_step, None)
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:

@@ -36,6 +36,13 @@ def channels_last(axes: int) -> torch.memory_format:
     return torch.channels_last_3d if axes == 3 else torch.channels_last
 
 
+def kernels_channels_last(module: torch.nn.Module) -> None:
+    """Lays out convolutions' kernels so, each by its own number of axes: an encoder of slices has 2D ones."""
+    for parameter in module.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = parameter.data.contiguous(memory_format=channels_last(parameter.ndim - 2))
+
+
 class PretrainModule(LightningModule):
     """Moves batches through contract, augmentation and objective; logs; stops at the first number that is not finite.
 

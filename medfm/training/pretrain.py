@@ -109,7 +109,7 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     from medfm.training.guard import build_guard
     from medfm.training.loaders import Loaders
     from medfm.training.logs import CsvLogger, draw_curves
-    from medfm.training.module import PretrainModule, channels_last
+    from medfm.training.module import PretrainModule, kernels_channels_last
     from medfm.training.panels import build_panels
     from medfm.training.progress import RunProgress
     from medfm.training.run_folder import environment, write_run_files
@@ -131,10 +131,11 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
         )
     torch.manual_seed(config.seed)
     objective: Objective = OBJECTIVES.build(config.objective, parts=parts)
+    _check_whole(parts.image_encoder, config)
     if config.init is not None and checkpoint is None:
         _start_from(objective, config)
     if config.trainer.channels_last:
-        parts.image_encoder.to(memory_format=channels_last(len(config.preprocess.size)))
+        kernels_channels_last(parts.image_encoder)
 
     per_epoch = loaders.batches_per_epoch
     batches = math.ceil(config.trainer.max_epochs * per_epoch)
@@ -150,8 +151,8 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     extra = {"manifest_hash": digest, "versions": facts["versions"], "git_revision": facts["git_revision"]}
     extra |= {key: manifest.meta.get(key) for key in ("card", "text_kind", "licence", "intensity_units")}
 
-    def save(step: int) -> None:
-        _save(run, module, config, parts.tokenizer, {**extra, "step": step})
+    def save(step: int, val_loss: float | None = None) -> None:
+        _save(run, module, config, parts.tokenizer, {**extra, "step": step, "val_loss": val_loss})
 
     if checkpoint is not None and done >= total:
         log.warning("'%s' has run its %d steps already", run, total)
@@ -200,6 +201,25 @@ def _fit(run: Path, config: PretrainConfig, manifest: Any, digest: str, checkpoi
     if keeper.stopped_by is not None:
         raise KeyboardInterrupt
     return run
+
+
+def _check_whole(encoder: Any, config: PretrainConfig) -> None:
+    """Views are cut to the encoder's size; evaluation would be the first to hand it an image of another, the contract's.
+
+    Raises:
+        ConfigError: the encoder does not take it.
+    """
+    from medfm.encoders.build import refused_size
+
+    size = tuple(config.preprocess.size)
+    plain = getattr(config.encoder, "name", "") == "vit" and getattr(config.encoder, "window", None) is None
+    if plain or tuple(getattr(config.encoder, "img_size", size)) == size:
+        return
+    if why := refused_size(encoder, size, config.preprocess.channels):
+        raise ConfigError(
+            f"preprocess.size: evaluation gives the encoder whole images of {list(size)}, which it does not take ({why}); "
+            "set it to encoder.img_size, or to what the encoder takes"
+        )
 
 
 def _start_from(objective: Any, config: PretrainConfig) -> None:

@@ -205,13 +205,15 @@ def _fit_positions(theirs: dict[str, Tensor], network: DualEncoder | ImageModel,
     changed = []
     own = network.state_dict()
     key = "image_encoder.pos_embed"
-    if key in own and key in theirs and own[key].shape != theirs[key].shape and card["encoder"].get("name") == "vit":
+    if key in own and key in theirs and card["encoder"].get("name") == "vit":
         size, patch = card["encoder"]["img_size"], card["encoder"]["patch_size"]
         old_grid = [n // p for n, p in zip(size, patch, strict=True)]
         encoder: Any = network.image_encoder
-        # Of other prefix tokens (registers, a class token) the positions differ in kind, and are named with the other shapes.
-        if len(old_grid) == len(encoder.grid_size) and theirs[key].shape[1] == math.prod(old_grid) + encoder.pos_prefix:
-            theirs[key] = resample_positions(theirs[key], old_grid, encoder.grid_size, encoder.pos_prefix)
+        grid = list(encoder.grid_size)
+        # Another grid may have as many patches. Of other prefix tokens (registers, a class token) the positions differ in kind,
+        # and are named with the other shapes.
+        if len(old_grid) == len(grid) and old_grid != grid and theirs[key].shape[1] == math.prod(old_grid) + encoder.pos_prefix:
+            theirs[key] = resample_positions(theirs[key], old_grid, grid, encoder.pos_prefix)
             changed.append(key)
     key = "text_encoder.positional_embedding"
     if key in own and key in theirs and len(own[key]) != len(theirs[key]) and own[key].shape[1:] == theirs[key].shape[1:]:

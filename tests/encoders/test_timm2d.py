@@ -146,6 +146,19 @@ def test_timm__drop_path_and_checkpointing_reach_the_model() -> None:
     assert any(getattr(m, "grad_checkpointing", False) for m in model.modules())
 
 
+def test_timm__checkpointing_moves_running_statistics_once() -> None:
+    x = torch.randn(4, 1, 64, 64)
+    buffers, gradients = [], []
+    for recomputing in (False, True):
+        model = encoder("resnet10t", gradient_checkpointing=recomputing).train()
+        model(x).patch_tokens.square().mean().backward()
+        buffers.append(dict(model.named_buffers()))
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(buffers[1], buffers[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert all(int(value) == 1 for name, value in buffers[1].items() if name.endswith("num_batches_tracked"))
+
+
 def test_timm__files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     import timm
 

@@ -190,6 +190,14 @@ def test_build__refuses_a_teacher_of_other_images(parts: Parts, tmp_path: Path, 
         OBJECTIVES.build(DistillConfig(teacher=file), parts=parts)
 
 
+def test_patches__train_no_attention_over_slices(make: Make) -> None:
+    class Slices(nn.Module):
+        embed_dim, pool, patch_size, slice_pool = 16, "cls", (2, 2), nn.Identity()
+
+    with pytest.raises(ConfigError, match=r"set encoder\.pool=mean"):
+        DistillObjective(make(target="patches").config, ImageModel(Slices()), make().teacher)
+
+
 def test_masking__needs_an_encoder_with_mask_tokens(make: Make) -> None:
     class Plain(nn.Module):
         embed_dim, pool, patch_size = 16, "mean", (2, 2)

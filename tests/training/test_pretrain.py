@@ -292,3 +292,11 @@ def test_two_devices__give_the_weights_of_one(tiny_recipe: Path, tmp_path: Path)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_pretrain__views_of_a_size_that_evaluation_will_not_give_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Training sees views of 32 pixels; the whole images of 48 would first meet the encoder in evaluation."""
+    encoder = {"name": "timm", "model": "vit_tiny_patch16_224", "img_size": [32, 32]}
+    keys = {"objective": "simclr", "encoder": encoder, "preprocess.size": [48, 48], "out": tmp_path / "run"}
+    with pytest.raises(ConfigError, match=r"whole images of \[48, 48\], which it does not take .*set it to encoder.img_size"):
+        medfm.pretrain(str(tiny_recipe), keys)

@@ -9,11 +9,12 @@ import torch
 
 from medfm.config.resolve import resolve
 from medfm.errors import ConfigError
-from medfm.registry import OBJECTIVES
+from medfm.registry import ENCODERS, OBJECTIVES
 from medfm.training.config import PretrainConfig
+from medfm.training.module import kernels_channels_last
 from medfm.training.plan.estimate import memory_of
 from medfm.training.plan.measure import measure_step
-from medfm.training.plan.settings import Setting
+from medfm.training.plan.settings import Setting, overrides
 from medfm.training.plan.trace import build_on_meta, parts_of, trace_step
 
 SIZE = [12, 32, 48]
@@ -93,3 +94,18 @@ def test_build_on_meta__2d_weights_inside_slices_need_not_be_here() -> None:
     config = recipe(**CASES["slices"], **{"encoder.encoder.weights": "gone.pth"})
     objective, _ = build_on_meta(config)
     assert next(objective.parameters()).device == torch.device("meta")
+
+
+def test_channels_last__kernels_of_slices_are_of_2d() -> None:
+    model = ENCODERS.build(recipe(**CASES["slices"]).encoder)
+    kernels_channels_last(model)
+    kernel = model.encoder.patch_embed.proj.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert torch.isfinite(model(torch.randn(1, 1, *SIZE)).patch_tokens).all()
+
+
+def test_plan__as_it_is_keeps_the_text_encoders_own_checkpointing() -> None:
+    config = recipe(**CASES["slices"], **{"encoder.gradient_checkpointing": True})
+    setting = Setting(config.trainer.precision, True, 4)
+    assert "objective.text_encoder.gradient_checkpointing" not in overrides(config, setting, 1)
+    assert overrides(config, Setting(config.trainer.precision, False, 4), 1)["encoder.gradient_checkpointing"] is False

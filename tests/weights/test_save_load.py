@@ -129,17 +129,17 @@ def test_roundtrip__every_tensor_exactly(tmp_path: Path) -> None:
 
 
 def test_roundtrip__timm_encoder_with_batch_statistics(tmp_path: Path, offline: None) -> None:
-    encoder = {"name": "timm", "model": "resnet10t", "img_size": [32, 48], "in_channels": 1, "weights": None}
-    config = recipe()
+    encoder = {"name": "timm", "model": "resnet10t", "img_size": [32, 64], "in_channels": 1, "weights": None}
+    config = recipe(size=[32, 64])
     config["encoder"] = encoder
     dual, tokenizer = build(config)
     dual.train()
-    dual.image_encoder(torch.randn(4, 1, 32, 48) * 3)  # moves the running statistics
+    dual.image_encoder(torch.randn(4, 1, 32, 64) * 3)  # moves the running statistics
     dual.eval()
     # The file training started from is not needed to use the model.
     config["encoder"] = {**encoder, "weights": "/gone/resnet.pth"}
     model = load_model(save_model(tmp_path, dual, config, tokenizer))
-    images = stored_images()
+    images = torch.cat([stored_images(), stored_images()[..., :16]], dim=-1)
     with torch.no_grad():
         expected = dual.encode_image((images.float() / 255 - 0.4) / 0.3)
     torch.testing.assert_close(model.encode_images(images), expected)
@@ -294,6 +294,18 @@ def test_init__positions_follow_the_image_size(tmp_path: Path) -> None:
     expected = resample_positions(source.image_encoder.pos_embed, (4, 6), (6, 5), 3)
     torch.testing.assert_close(target.image_encoder.pos_embed, expected)
     torch.testing.assert_close(target.text_encoder.positional_embedding, source.text_encoder.positional_embedding[:8])
+
+
+def test_init__positions_of_a_turned_grid_are_resampled(tmp_path: Path) -> None:
+    """As many patches, laid out otherwise: the tensors have one shape."""
+    path, source = write(tmp_path)
+    target, _ = build(recipe(size=[48, 32]), 2)
+    assert target.image_encoder.pos_embed.shape == source.image_encoder.pos_embed.shape
+    report = load_tensors_into(target, path)
+    assert report.resampled == ("image_encoder.pos_embed",)
+    prefix = source.image_encoder.pos_prefix
+    expected = resample_positions(source.image_encoder.pos_embed, (4, 6), (6, 4), prefix)
+    torch.testing.assert_close(target.image_encoder.pos_embed, expected)
 
 
 def test_init__another_shape_is_named_and_can_be_allowed(tmp_path: Path) -> None:

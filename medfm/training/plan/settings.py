@@ -59,10 +59,12 @@ def overrides(recipe: PretrainConfig, setting: Setting, devices: int) -> dict[st
         wanted["objective.cache_chunk"] = (objective.cache_chunk, setting.chunk)
     if setting.sharded:
         wanted["trainer.strategy"] = (recipe.trainer.strategy, "fsdp2")
-    if hasattr(recipe.encoder, "gradient_checkpointing"):
-        wanted["encoder.gradient_checkpointing"] = (recipe.encoder.gradient_checkpointing, setting.checkpointing)
+    image: Any = recipe.encoder
+    if hasattr(image, "gradient_checkpointing"):
+        wanted["encoder.gradient_checkpointing"] = (image.gradient_checkpointing, setting.checkpointing)
     text: Any = getattr(objective, "text_encoder", None)
-    if hasattr(text, "gradient_checkpointing"):
+    # It changes along with the images'; where theirs stays, the recipe's own stays.
+    if hasattr(text, "gradient_checkpointing") and getattr(image, "gradient_checkpointing", None) != setting.checkpointing:
         wanted["objective.text_encoder.gradient_checkpointing"] = (text.gradient_checkpointing, setting.checkpointing)
     return {key: new for key, (old, new) in wanted.items() if new != old}
 
