@@ -57,8 +57,8 @@ class DistillObjective(Objective):
         gather: the devices of the batch; None is the default process group where one runs.
 
     Raises:
-        ConfigError: masking with an encoder that takes no mask tokens; target=patches, which trains no attention over slices; on
-            the first batch, target=cls without class tokens.
+        ConfigError: masking with an encoder that takes no mask tokens; target=patches, which trains no attention over slices;
+            on the first batch, target=cls without class tokens.
     """
 
     def __init__(
