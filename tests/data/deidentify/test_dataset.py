@@ -290,3 +290,33 @@ def test_clean__names_and_numbers_in_terms() -> None:
     assert "ScanOptions" not in made
     assert "SeriesNumber" not in made
     assert "BodyPartExamined" not in cleaned(BodyPartExamined="JANE DOE")
+
+
+def test_jpeg_2000_in_boxes__text_goes_and_pixels_stay() -> None:
+    """Frames in JP2 boxes are not conformant, but written by some: XML and UUID boxes and comments are blanked."""
+    import struct
+    from io import BytesIO
+
+    from PIL import Image
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.encaps import encapsulate, generate_frames
+    from pydicom.uid import JPEG2000Lossless
+
+    from medfm.data.deidentify.pixels import clean_pixels
+
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save(file := BytesIO(), "JPEG2000", irreversible=False, comment=b"Doe")
+    plain = file.getvalue()
+    assert b"Doe" in plain
+    at = plain.index(b"jp2c") - 4
+    boxes = b"".join(
+        struct.pack(">I4s", 8 + len(text), kind) + text for kind, text in ((b"xml ", b"<p>Doe</p>"), (b"uuid", b"Doe!" * 9))
+    )
+    made = make(Rows=16, Columns=16, BitsAllocated=8, PixelData=encapsulate([plain[:at] + boxes + plain[at:]]))
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    made["PixelData"].VR = "OB"
+    assert clean_pixels(made) == ["comments in the compressed stream"]
+    assert b"Doe" not in made.PixelData
+    frame = next(generate_frames(made.PixelData, number_of_frames=1))
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(frame))), pixels)
