@@ -25,6 +25,7 @@ from medfm.evaluation.provenance import failure_facts
 from medfm.evaluation.scoring import Scored, Settings, available, few_patients, labelled_rows, patient_codes, score
 from medfm.evaluation.statistics import Floats
 from medfm.text.prompts import PromptSet, load_prompts, parse_prompts
+from medfm.weights.model import finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,7 @@ def patch_similarity(model: Model, images: Tensor, direction: Tensor) -> Tensor:
     CPU."""
     with torch.no_grad():
         tokens, grid = model.dual.image_tokens(model.preprocess.to_float(images.to(model.device)))
-        cosines = tokens.cpu() @ direction.to(tokens.dtype)
+        cosines = finite(tokens.cpu(), model) @ direction.to(tokens.dtype)
         maps = cosines.reshape(len(images), 1, *grid)
         return enlarge(maps, images.shape[2:], model.dual.token_centre)[:, 0]
 
