@@ -62,7 +62,8 @@ def main() -> None:
         "seed; the ViTs are alike (96 wide, 2 blocks, patches of 8 pixels a side), at a rate of 1e-3; in brackets the same "
         "encoder with random weights. Scored on patients that training has not seen: mean zero-shot AUROC, reports with sides "
         "swapped and findings negated told from true ones, pointing game within "
-        f"{NEAR:g} mm. The grids of tokens differ: what no token's centre falls into cannot be pointed at.",
+        f"{NEAR:g} mm. The grids of tokens differ: what no token's centre falls into cannot be pointed at. "
+        "Minutes are the clock's, whatever else the machine did.",
         table(_HEAD, rows),
     )
 
