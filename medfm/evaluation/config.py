@@ -26,6 +26,13 @@ class EvaluateDataConfig(Config):
     on_error: Literal["fail", "skip"] = "fail"
 
 
+def _check_apart(data: EvaluateDataConfig) -> None:
+    if data.split == data.val_split:
+        raise ValueError(
+            f"data.split and data.val_split are both '{data.split}': {SAME_SPLIT}; set data.val_split to another, or to none"
+        )
+
+
 class CachedDataConfig(EvaluateDataConfig):
     """Which studies are scored, by tasks that need nothing of an image but what the network sees."""
 
@@ -59,11 +66,7 @@ class ZeroShotConfig(Config):
 
     @model_validator(mode="after")
     def _apart(self) -> ZeroShotConfig:
-        if self.data.split == self.data.val_split:
-            raise ValueError(
-                f"data.split and data.val_split are both '{self.data.split}': {SAME_SPLIT}; set data.val_split to another, "
-                "or to none"
-            )
+        _check_apart(self.data)
         return self
 
 
@@ -142,11 +145,7 @@ class GroundingConfig(Config):
 
     @model_validator(mode="after")
     def _apart(self) -> GroundingConfig:
-        if self.data.split == self.data.val_split:
-            raise ValueError(
-                f"data.split and data.val_split are both '{self.data.split}': {SAME_SPLIT}; set data.val_split to another, "
-                "or to none"
-            )
+        _check_apart(self.data)
         return self
 
 
